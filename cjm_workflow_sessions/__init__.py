@@ -1,0 +1,3 @@
+"""Resumable workflow sessions for FastHTML apps."""
+
+__version__ = "0.1.0"
