@@ -113,6 +113,9 @@ class SessionStore(Protocol):
     def get_states(self, flow_id: str, session_ids: Sequence[str], *, owner: str|None = None) -> dict[str, dict[str, Any]|CorruptState]:
         "Read several states in one query; a damaged one is given as the error it would raise, an unknown one is left out."
         ...
+    def list_steps(self, flow_id: str, *, owner: str|None = None) -> list[str]:
+        "Read the ids of the steps that sessions are at, sorted."
+        ...
     def list_flows(self) -> dict[str, int]:
         "Count the sessions of each flow."
         ...

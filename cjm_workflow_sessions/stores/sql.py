@@ -436,6 +436,15 @@ class SQLSessionStore:
         for session_id, key, value in rows: found.setdefault(session_id, []).extend([] if key is None else [(key, value)])
         return {session_id: _read_or_error(session_id, values) for session_id, values in found.items()}
 
+    def list_steps(self,
+        flow_id: str, # Workflow
+        *,
+        owner: str|None = None, # None: of any owner
+    ) -> list[str]: # Step ids that sessions are at, sorted
+        "Read the steps in use."
+        where, args = _scope(flow_id, owner, "", False)
+        return [step for (step,) in self.rows(f"SELECT DISTINCT s.current_step FROM wfs_session s WHERE {where} AND s.current_step IS NOT NULL ORDER BY 1", args)]
+
     def list_flows(self) -> dict[str, int]: # Flow → live sessions, by name
         "Count the sessions of each flow."
         return {flow: int(n) for flow, n in self.rows("SELECT flow_id, sum(n) FROM wfs_tally GROUP BY flow_id HAVING sum(n) > 0 ORDER BY flow_id")}
