@@ -80,7 +80,7 @@ class SessionManagementUrls:
     restore_session: str = "" # POST, session_id: out of the trash
     fork_session: str = "" # POST, session_id: a copy under a new id
     export_session: str = "" # GET, ?session_id=: JSON download
-    import_session: str = "" # POST, file: JSON upload
+    trash: str = "" # GET: what can be restored
     assets: str = "" # GET, + file name: css and js
     collection: str = "" # POST: moves in the list, below this path
 

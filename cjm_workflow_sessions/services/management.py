@@ -166,6 +166,20 @@ class SessionManagementService:
         "Take a session out of the trash as it was. Raises `SessionNotFound` if it is not there any more."
         if not self.store.restore_session(self._flow_id, session_id, owner=self._owner) and not self.session_exists(session_id): raise SessionNotFound(session_id)
 
+    def trashed_session(self,
+        session_id: str, # Session that was deleted
+    ) -> EnrichedSessionSummary|None: # With its stored label or the default; None if it is not in the trash
+        "Read one session in the trash."
+        summary = self.store.get_trashed(self._flow_id, session_id, owner=self._owner)
+        return summary and EnrichedSessionSummary(summary, self._resolve_label(summary, None))
+
+    def trash(self,
+        limit: int = 100, # Rows wanted
+    ) -> list[EnrichedSessionSummary]: # Written last, first
+        "Read what can be restored."
+        found = self.store.page_sessions(self._flow_id, owner=self._owner, in_trash=True, limit=limit).rows
+        return [EnrichedSessionSummary(s, self._resolve_label(s, None)) for s in found]
+
     def fork_session(self,
         session_id: str, # Session to copy
         label: str|None = None, # Name of the copy; None says what it is a copy of

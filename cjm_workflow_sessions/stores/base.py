@@ -98,6 +98,9 @@ class SessionStore(Protocol):
     def edit_state(self, flow_id: str, session_id: str, *, owner: str|None = None) -> AbstractContextManager[dict[str, Any]]:
         "Hand out the state under the write lock; on leaving, store the keys that changed. Raises `SessionNotFound`; an exception stores nothing."
         ...
+    def get_trashed(self, flow_id: str, session_id: str, *, owner: str|None = None) -> SessionSummary|None:
+        "Read one summary from the trash; None if the session is not there."
+        ...
     def restore_session(self, flow_id: str, session_id: str, *, owner: str|None = None) -> bool:
         "Take the session out of the trash; False if it is not there. Its `updated_at` stays."
         ...

@@ -332,6 +332,16 @@ class SQLSessionStore:
         "Put the session into the trash; nothing happens if there is none."
         self._move(flow_id, session_id, owner, False)
 
+    def get_trashed(self,
+        flow_id: str, # Workflow
+        session_id: str, # Session within it
+        *,
+        owner: str|None = None, # None: of any owner
+    ) -> SessionSummary|None: # None if the session is not in the trash
+        "Read one summary from the trash."
+        found = self.rows(f"SELECT {sql.SUMMARY} FROM wfs_session s WHERE {sql.one_session(owner, True)}", _pick(flow_id, session_id, owner))
+        return summary(found[0]) if found else None
+
     def restore_session(self,
         flow_id: str, # Workflow
         session_id: str, # Session within it
