@@ -51,7 +51,7 @@ def create_session_cell_renderer(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> Callable[[EnrichedSessionSummary, CellRenderContext], Any]: # Content of one cell
     "Make the function that fills the cells of a row."
-    resume = {"type": "submit", "form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-primary btn-sm wsm-resume"}
+    resume = {"type": "submit", "form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-sm wsm-resume"}
     def label(row: EnrichedSessionSummary) -> tuple:
         text = shown_label(row.resolved_label)
         link = {"href": f"{urls.session_detail}?session_id={quote(row.summary.session_id)}", "dir": "auto"} | ({"title": row.resolved_label} if len(text) > 24 else {})
@@ -61,7 +61,7 @@ def create_session_cell_renderer(
         step = row.summary.current_step
         return FT("span", (step_title(step, get_step_title),), {"class": styles.STEP_BADGE}) if step else NOT_KNOWN
     def actions(row: EnrichedSessionSummary) -> tuple:
-        return (FT("button", (icon_ref("play"), "Resume"), resume | {"value": row.summary.session_id}), _RENAME, _DELETE)
+        return (FT("button", (icon_ref("play"), _RESUME), resume | {"value": row.summary.session_id}), _RENAME, _DELETE)
     cells = {"label": label, "status": status, "updated": lambda row: render_time(row.summary.updated_at),
              "size": lambda row: format_bytes(row.summary.state_size_bytes), "actions": actions}
     def render_cell(item: EnrichedSessionSummary, ctx: CellRenderContext) -> Any:
@@ -81,6 +81,7 @@ def step_title(
 def _row_button(icon: str, name: str, action: str) -> FT:
     return FT("button", (icon_ref(icon),), {"type": "button", "class": "btn btn-ghost btn-sm btn-square", "aria-label": name, "title": name, "data-act": action})
 
+_RESUME = FT("span", ("Resume",), {})
 _RENAME, _DELETE = _row_button("pencil", "Rename", "rename"), _row_button("trash-2", "Delete", "delete")
 
 # %% ../../nbs/components/session_list.ipynb #5e2dd5e5
@@ -94,7 +95,7 @@ def render_session_toolbar(
     "Show count, search, help and the button for a new session."
     return Div(render_count(total_count, search=search, html_ids=html_ids),
                Div(Input(type="search", id=html_ids.SEARCH_INPUT, value=search, placeholder="Search by name", aria_label="Search sessions by name", aria_keyshortcuts="/", maxlength="200",
-                         autocomplete="off", cls=styles.SEARCH), cls="grow max-w-80 min-w-36"),
+                         autocomplete="off", cls=styles.SEARCH), cls="grow md:max-w-80 basis-full order-last md:basis-0 md:order-none"),
                Div(render_icon_button("keyboard", "Keyboard shortcuts", id=html_ids.HELP_BTN, data_act="help", aria_keyshortcuts="?"),
                    Form(Button(render_icon("plus"), "New session", cls=styles.PRIMARY, id=html_ids.NEW_SESSION_BTN, aria_keyshortcuts="n"),
                         action=urls.create_session, method="post", data_send=True), cls="flex items-center gap-1"),

@@ -1,0 +1,27 @@
+"""Fixtures of the browser tests."""
+
+import pytest
+
+from support import chromium, watch
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as browser: yield browser
+
+
+@pytest.fixture
+def visitor(browser):
+    "Make browser contexts, each a person with cookies of their own; every page must end without trouble."
+    contexts, pages = [], []
+
+    def new_context(**kwargs):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | kwargs))
+        context.on("page", lambda page: pages.append(watch(page)))
+        contexts.append(context)
+        return context
+
+    yield new_context
+    trouble = [t for page in pages for t in page.trouble]
+    for context in contexts: context.close()
+    assert not trouble

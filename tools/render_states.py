@@ -1,0 +1,38 @@
+"""Write the manager's pages in every state as HTML, for the css build to scan. Usage: render_states.py FOLDER"""
+
+import logging
+import sys
+from pathlib import Path
+
+from fastcore.xml import to_xml
+from fasthtml.common import Client, FastHTML
+
+from cjm_workflow_sessions.components.helpers import render_alert, render_icon_button
+from cjm_workflow_sessions.components.page_renderer import render_error_page
+from cjm_workflow_sessions.models import ColumnSpec
+from cjm_workflow_sessions.routes.init import init_session_manager_routers
+from cjm_workflow_sessions.services.management import SessionManagementService
+from cjm_workflow_sessions.stores.base import open_store
+
+def pages() -> dict[str, str]: # Name of the state → HTML
+    "Render each state through the routes."
+    store = open_store("memory:")
+    service = SessionManagementService(store, "states", enricher=lambda state: {"files": state["files"]})
+    sessions = init_session_manager_routers(service, "/", column_specs=[ColumnSpec("files", "Files", "w-24")])
+    app = FastHTML(secret_key="states", default_hdrs=False, hdrs=sessions.hdrs)
+    for router in sessions.routers: router.to_app(app)
+    client, urls = Client(app), sessions.urls
+    page = lambda query="": client.get(f"{urls.management_page}{query}").text
+    found = {"empty": page(), "nothing-found": page("?q=x")}
+    ids = [service.create_session(f"Session {i}", state={"files": "3", "deep": {"list": [1, {"x": None}]}}, current_step="pick") for i in range(3)]
+    broken = service.create_session()   # its state has no "files", so the enricher fails and the row shows a warning
+    send = lambda name, **data: client.post(f"{urls.management_page}/{name}", data=data, headers={"hx-request": "true"}).text
+    found |= {"created": send("create_session"), "renamed": send("rename_session", session_id=ids[0], label="x"), "deleted": send("delete_session", session_id=ids[0]),
+              "sorted": send("vc/sort", column="label"), "moved": send("vc/move", moves="down"), "refused": send("rename_session", session_id="none", label="x")}
+    return found | {"full": page(), "ascending": page("?sort=label&dir=asc"), "trash": client.get(urls.trash).text, "error": to_xml(render_error_page("x", urls)),
+                    **{f"detail-{i}": client.get(f"{urls.session_detail}?session_id={s}").text for i, s in enumerate((ids[1], broken))},
+                    "parts": to_xml((*(render_alert("x", f"alert-{c}") for c in ("success", "error", "warning", "info")), render_icon_button("play", "x")))}
+
+if __name__ == "__main__":
+    logging.disable()   # one state is a session whose enricher fails
+    for name, html in pages().items(): (Path(sys.argv[1])/f"{name}.html").write_text(html)
