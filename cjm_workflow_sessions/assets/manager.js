@@ -14,8 +14,8 @@
     constructor(root) {
       this.root = root;
       this.name = root.dataset.list;
-      this.moves = []; // [move, count or position], waiting while a request is under way
-      this.busy = false;
+      this.moves = []; // [move, count or position], waiting for their turn
+      this.turn = Promise.resolve();
       this.listen();
       this.fit();
       this.settled();
@@ -28,28 +28,26 @@
     dialog(name) { return byId(this.root.dataset[name]); }
 
     // ---- requests --------------------------------------------------------------------------------------------------
-    // The answer is elements to swap in by id; the view of this tab goes along and comes back.
+    // One after another, each with the view that the answer before it left: an answer that was made for ten rows never meets a list of eight.
+    // The answer is elements to swap in by id, the new view among them.
     post(url, values) {
-      return htmx.ajax("POST", url, { source: this.root, swap: "none", values: { view: this.view.value, ...values } });
+      const sent = this.turn.then(() => htmx.ajax("POST", url, { source: this.root, swap: "none", values: { view: this.view.value, ...values() } }));
+      this.turn = sent.catch(() => {}); // htmx reports a failure by an event; the next request goes its way
+      return sent;
     }
 
-    // Presses are counted while an answer is awaited and go out together: on a slow link a held key loses no step.
+    // Presses are counted until their turn and go out together: on a slow link a held key loses no step.
     move(name, n = 1) {
       const last = this.moves.at(-1);
       const counted = ["up", "down", "page_up", "page_down", "scroll"].includes(name);
-      if (last?.[0] === name && counted) last[1] += n;
-      else if (last?.[0] === name) last[1] = n;
+      if (last?.[0] === name) last[1] = counted ? last[1] + n : n;
       else this.moves.push([name, n]);
-      this.send();
-    }
-
-    async send() {
-      if (this.busy || !this.moves.length) return;
-      const moves = this.moves.splice(0, 100).map(([name, n]) => (n === 1 ? name : `${name}*${n}`)).join(" ");
-      this.busy = true;
-      try { await this.post(`${this.root.dataset.moves}/move`, { moves }); }
-      finally { this.busy = false; }
-      this.send();
+      if (this.waiting) return;
+      this.waiting = true;
+      this.post(`${this.root.dataset.moves}/move`, () => {
+        this.waiting = false;
+        return { moves: this.moves.splice(0).slice(-100).map(([name, n]) => (n === 1 ? name : `${name}*${n}`)).join(" ") };
+      });
     }
 
     // ---- listening -------------------------------------------------------------------------------------------------
@@ -66,7 +64,7 @@
       document.addEventListener("htmx:afterSettle", () => this.settled());
     }
 
-    search(text) { this.post(`${this.root.dataset.moves}/search`, { search: text }); }
+    search(text) { this.post(`${this.root.dataset.moves}/search`, () => ({ search: text })); }
 
     click(e) {
       const sort = e.target.closest("[data-sort]");
@@ -79,7 +77,7 @@
     }
 
     async sort(column) {
-      await this.post(`${this.root.dataset.moves}/sort`, { column });
+      await this.post(`${this.root.dataset.moves}/sort`, () => ({ column }));
       this.grid.querySelector(`[data-sort="${CSS.escape(column)}"]`)?.focus(); // the header was swapped
     }
 
@@ -177,7 +175,7 @@
         if (!height || !header) return;
         const room = byId(`${this.name}-wrapper`).clientHeight - header.getBoundingClientRect().height;
         const rows = Math.max(1, Math.min(200, Math.floor((room + 1) / height)));
-        if (rows !== JSON.parse(this.view.value).rows) this.post(`${this.root.dataset.moves}/update_viewport`, { visible_rows: rows });
+        if (rows !== JSON.parse(this.view.value).rows) this.post(`${this.root.dataset.moves}/update_viewport`, () => ({ visible_rows: rows }));
       }, 60);
     }
 
@@ -278,7 +276,7 @@
     if (form.sending) return; // a double click creates one session
     form.sending = true;
     const dialog = form.closest("dialog"), alert = form.closest('[role="status"], [role="alert"]');
-    try { await manager.post(form.getAttribute("action"), { ...Object.fromEntries(new FormData(form)) }); }
+    try { await manager.post(form.getAttribute("action"), () => Object.fromEntries(new FormData(form))); }
     finally { form.sending = false; }
     if (form.failed) { form.failed = false; return; }
     alert?.remove();
