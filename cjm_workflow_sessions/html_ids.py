@@ -24,7 +24,7 @@ class SessionManagerHtmlIds:
     RENAME_BTN = "wsm-rename-btn"
     DELETE_BTN = "wsm-delete-btn"
     HELP_BTN = "wsm-help-btn"
-    RESUME_FORM = "wsm-resume-form"
+    RESUME_FORM = "wsm-resume"
     DELETE_MODAL = "wsm-delete-modal"
     DELETE_MODAL_BODY = "wsm-delete-modal-body"
     RENAME_MODAL = "wsm-rename-modal"

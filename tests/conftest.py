@@ -25,3 +25,9 @@ def visitor(browser):
     trouble = [t for page in pages for t in page.trouble]
     for context in contexts: context.close()
     assert not trouble
+
+
+def pytest_collection_modifyitems(items):
+    "Mark what needs a browser, so that `-m 'not browser'` leaves it out."
+    for item in items:
+        if {"browser", "visitor"} & set(item.fixturenames): item.add_marker(pytest.mark.browser)

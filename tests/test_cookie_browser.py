@@ -1,7 +1,6 @@
 """The size limit is the browser's: what the guard lets through stays in Chromium, one byte more would be dropped there."""
 
 import contextlib
-import shutil
 import socket
 import threading
 import time
@@ -9,14 +8,11 @@ import time
 import pytest
 import uvicorn
 from fasthtml.common import FastHTML
-from playwright.sync_api import sync_playwright
 
 from cjm_workflow_sessions.core.cookie import COOKIE_LIMIT, cookie_size
 from cjm_workflow_sessions.core.workflow_session import WorkflowSession
 from cjm_workflow_sessions.errors import CookieTooLarge
 
-ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 MOMENT = 1761790891.4871387 # A fixed time stamp: its digits are part of the cookie
 
 
@@ -59,14 +55,6 @@ def serve(app):
         listener.close()
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=ARGS)
-        yield browser
-        browser.close()
-
-
 def largest_length(cookie_name):
     "Longest text that the guard lets into an empty session."
     for n in range(COOKIE_LIMIT, 0, -1):
@@ -77,9 +65,9 @@ def largest_length(cookie_name):
 
 # The value grows in steps of four bytes (base64), so the length of the name decides how close to the limit it gets.
 @pytest.mark.parametrize("cookie_name, kept, dropped", [("session_", 4095, 4099), ("session_9", 4096, 4100), ("session_10", 4093, 4097)])
-def test_the_guard_stops_where_chromium_does(chromium, cookie_name, kept, dropped):
+def test_the_guard_stops_where_chromium_does(browser, cookie_name, kept, dropped):
     largest = largest_length(cookie_name)
-    with serve(make_app(cookie_name)) as address, contextlib.closing(chromium.new_context()) as context:
+    with serve(make_app(cookie_name)) as address, contextlib.closing(browser.new_context()) as context:
         page = context.new_page()
         def ask(path): page.goto(address + path); return page.inner_text("body").strip()
 

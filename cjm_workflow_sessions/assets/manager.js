@@ -73,7 +73,7 @@
       const row = e.target.closest("[data-session]");
       if (act?.dataset.act === "clear-search") { byId(this.root.dataset.search).value = ""; return this.search(""); }
       if (act) return this.open(act.dataset.act, row);
-      if (row && !e.target.closest("a, button")) { this.grid.focus(); this.move("focus", +row.dataset.index); }
+      if (row && !e.target.closest("a, button")) { this.grid.focus(); this.move("focus", row.getAttribute("aria-rowindex") - 2); }
     }
 
     async sort(column) {
@@ -209,6 +209,7 @@
       if (row) grid.setAttribute("aria-activedescendant", row.id); else grid.removeAttribute("aria-activedescendant");
       const total = this.track?.dataset.totalItems;
       if (total) grid.setAttribute("aria-rowcount", +total + 1);
+      if (this.track) this.track.style.visibility = +total > +this.track.dataset.visibleCount ? "" : "hidden";
       const url = this.view.dataset.url;
       if (url && url !== location.pathname + location.search && location.pathname === new URL(url, location).pathname) history.replaceState(history.state, "", url);
       if (this.rowHeight() && this.empty) this.fit(); // the first row has come
@@ -237,6 +238,7 @@
     for (const time of document.querySelectorAll("time[data-ago]")) {
       const text = ago((Date.now() - Date.parse(time.dateTime)) / 1000);
       if (text && text !== time.textContent) time.textContent = text;
+      if (!time.title) time.title = `${time.dateTime.slice(0, 16).replace("T", " ")} UTC`;
     }
   }
 

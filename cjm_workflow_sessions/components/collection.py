@@ -13,11 +13,13 @@ from typing import Any
 
 from fastcore.xml import FT
 from cjm_fasthtml_virtual_collection.components.collection import render_virtual_collection
+from cjm_fasthtml_virtual_collection.components.footer import render_footer
+from cjm_fasthtml_virtual_collection.components.scrollbar import render_scrollbar
+from cjm_fasthtml_virtual_collection.components.table import render_table_rows
 from cjm_fasthtml_virtual_collection.core.html_ids import VirtualCollectionHtmlIds
 from cjm_fasthtml_virtual_collection.core.models import CellRenderContext, ColumnDef, VirtualCollectionConfig, VirtualCollectionState, VirtualCollectionUrls
-from cjm_fasthtml_virtual_collection.routes.handlers import build_cursor_move_response, build_items_changed_response, build_nav_response
+from cjm_fasthtml_virtual_collection.routes.handlers import build_cursor_move_response, build_items_changed_response
 
-from .helpers import icon_ref
 from ..models import EnrichedSessionSummary
 
 # %% ../../nbs/components/collection.ipynb #5c0762c4
@@ -38,18 +40,18 @@ class Window(Sequence):
 def render_row(
     columns: tuple[ColumnDef, ...], # Columns of the list
     render_cell: Callable[[Any, CellRenderContext], Any], # Content of one cell
-) -> Callable[[Any, CellRenderContext], FT]: # For the library: content of a row's only cell
+) -> Callable[[Any, CellRenderContext], tuple[FT, ...]]: # For the library: content of a row's only cell
     "Make the function that lays out a row."
-    def render(item: Any, ctx: CellRenderContext) -> FT:
-        cells = tuple(FT("div", (render_cell(item, CellRenderContext(ctx.row_index, c, ctx.total_items, ctx.is_cursor)),), {"role": "gridcell", "class": cell_class(c)}) for c in columns)
-        return FT("div", cells, {"class": "wsm-row", "role": "none"})
+    classes = [cell_class(c) for c in columns]
+    def render(item: Any, ctx: CellRenderContext) -> tuple[FT, ...]:
+        return tuple(FT("div", (render_cell(item, CellRenderContext(ctx.row_index, c, ctx.total_items, ctx.is_cursor)),), {"role": "gridcell", "class": cls}) for c, cls in zip(columns, classes))
     return render
 
 def cell_class(
     column: ColumnDef, # Of the list
 ) -> str:
     "Name the class that places a column; a host's column keeps its own width."
-    return f"wsm-{column.key}" if column.key in _PLACED else f"wsm-host {column.cell_cls or 'wsm-host-width'}"
+    return f"wsm-{column.key}" if column.key in _PLACED else f"wsm-host {column.cell_cls}".strip()
 
 _PLACED = {"label", "status", "updated", "size", "actions"}
 _ONE_CELL = (ColumnDef(key="row"),)
@@ -66,15 +68,13 @@ def render_header(
     state: VirtualCollectionState, # Sorted how
 ) -> FT: # Cell of the library's header row
     "Show the headers."
-    return FT("div", tuple(_header_cell(c, state) for c in columns), {"class": "wsm-row wsm-header", "role": "none"})
+    return FT("div", tuple(_header_cell(c, state) for c in columns), {"class": "wsm-row wsm-header"})
 
 def _header_cell(column: ColumnDef, state: VirtualCollectionState) -> FT:
     attrs = {"role": "columnheader", "class": cell_class(column)}
     if not column.sortable: return FT("div", (FT("span", (column.header or "Actions",), {"class": "" if column.header else "sr-only"}),), attrs)
-    sorted_by = state.sort_column == column.key
-    icon = ("arrow-up" if state.sort_ascending else "arrow-down") if sorted_by else "chevrons-up-down"
-    button = FT("button", (column.header, icon_ref(icon)), {"type": "button", "class": "wsm-sort", "data-sort": column.key})
-    return FT("div", (button,), attrs | ({"aria-sort": "ascending" if state.sort_ascending else "descending"} if sorted_by else {}))
+    button = FT("button", (column.header,), {"type": "button", "class": "wsm-sort", "data-sort": column.key})
+    return FT("div", (button,), attrs | ({"aria-sort": "ascending" if state.sort_ascending else "descending"} if state.sort_column == column.key else {}))
 
 # %% ../../nbs/components/collection.ipynb #003288ae
 def annotate(
@@ -109,9 +109,9 @@ def _grid(table: FT, state: VirtualCollectionState, columns: tuple[ColumnDef, ..
 
 def _row(row: FT, items: Window, state: VirtualCollectionState, ids: VirtualCollectionHtmlIds) -> None:
     index = int(row.attrs["id"].removeprefix(f"{ids.prefix}-row-"))
-    row.attrs |= {"role": "row", "aria-rowindex": str(index + 2), "aria-selected": "true" if index == state.cursor_index else "false",
-                  "data-index": str(index), "data-session": items[index].summary.session_id, "class": "table-row"}
-    row.children[0].attrs = {"role": "none", "class": "table-cell"}
+    row.attrs = {"id": row.attrs["id"], "role": "row", "aria-rowindex": str(index + 2), "data-session": items[index].summary.session_id}
+    if index == state.cursor_index: row.attrs["aria-selected"] = "true"
+    row.children[0].attrs = {"class": "wsm-row"}
 
 # %% ../../nbs/components/collection.ipynb #a69dacb1
 def render_collection(
@@ -135,10 +135,14 @@ def render_move(
     old_cursor: int|None = None, # Where the cursor was, if the window stayed; None: the window moved
 ) -> tuple: # OOB elements
     "Render what a move changes."
-    cell = render_row(config.columns, render_cell)
-    if old_cursor is None: parts = build_nav_response(items, state, one_cell(config), ids, cell)
-    else: parts = build_cursor_move_response(old_cursor, items, state, one_cell(config), ids, cell)
+    cell, config_ = render_row(config.columns, render_cell), one_cell(config)
+    if old_cursor is not None: parts = build_cursor_move_response(old_cursor, items, state, config_, ids, cell)
+    else: parts = (_oob(render_table_rows(items, config_, state, ids, cell)), render_footer(state, ids, oob=True), _oob(render_scrollbar(state, config_, ids)))
     return annotate(parts, items, state, ids, config.columns)
+
+def _oob(element: FT) -> FT: # Swapped as a whole: shorter than the library's answer, which swaps slot by slot
+    element.attrs["hx-swap-oob"] = "true"
+    return element
 
 def render_changed(
     items: Window, # Rows to show

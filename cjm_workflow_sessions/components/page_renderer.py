@@ -13,7 +13,7 @@ from fastcore.xml import FT
 from fasthtml.common import A, Button, Div, Form, H1, Hidden, P, Span
 
 from . import styles
-from .helpers import render_alert, render_icon, render_sprite, render_time
+from .helpers import render_alert, render_icon, render_time
 from .session_list import shown_label
 from ..html_ids import SessionManagerHtmlIds
 from ..models import EnrichedSessionSummary, SessionManagementUrls
@@ -41,7 +41,7 @@ def render_session_manager_page(
     "Render the manager page. It fills the window; a host with a bar of its own sets `--wsm-height`."
     links = (A(render_icon("archive-restore"), "Recently deleted", href=urls.trash, cls=styles.GHOST),
              A("Back to the workflow", href=workflow_url, cls=styles.GHOST) if workflow_url else None)
-    return FT("main", (render_sprite(), render_page_header(title, icon_name, actions=Div(*links, cls=styles.ROW)), render_list_fn(),
+    return FT("main", (render_page_header(title, icon_name, actions=Div(*links, cls=styles.ROW)), render_list_fn(),
                        Div(alert, id=html_ids.ALERT_AREA, cls="wsm-alerts")), {"id": html_ids.PAGE_CONTENT, "class": "wsm-page"})
 
 # %% ../../nbs/components/page_renderer.ipynb #6280e29a

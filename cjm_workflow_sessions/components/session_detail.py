@@ -23,7 +23,7 @@ from ..utils import NOT_KNOWN, format_absolute_datetime, format_bytes
 
 # %% ../../nbs/components/session_detail.ipynb #22d161ce
 MAX_NODES = 2000 # Values shown
-MAX_TEXT = 2000 # Characters of one text shown
+MAX_TEXT = 500 # Characters of one text shown
 MAX_DEPTH = 30 # Levels shown
 
 def render_state_tree(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from fastcore.xml import FT
+from fastcore.xml import FT, NotStr, to_xml
 from fasthtml.common import Button, Div, Form, Hidden, Input, Label, P, Script, Section, Span, Strong
 from cjm_fasthtml_virtual_collection.core.button_ids import VirtualCollectionButtonIds
 from cjm_fasthtml_virtual_collection.core.html_ids import VirtualCollectionHtmlIds
@@ -20,7 +20,7 @@ from cjm_fasthtml_virtual_collection.core.models import CellRenderContext, Colum
 
 from . import styles
 from .collection import Window, render_collection
-from .helpers import icon_ref, render_active_session_badge, render_dialog, render_icon, render_icon_button, render_time
+from .helpers import render_active_session_badge, render_dialog, render_icon, render_icon_button, render_time
 from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, EnrichedSessionSummary, SessionManagementUrls
 from ..utils import NOT_KNOWN, format_bytes
@@ -51,17 +51,17 @@ def create_session_cell_renderer(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> Callable[[EnrichedSessionSummary, CellRenderContext], Any]: # Content of one cell
     "Make the function that fills the cells of a row."
-    resume = {"type": "submit", "form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-sm wsm-resume"}
+    resume = {"form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-sm wsm-resume"}
     def label(row: EnrichedSessionSummary) -> tuple:
         text = shown_label(row.resolved_label)
-        link = {"href": f"{urls.session_detail}?session_id={quote(row.summary.session_id)}", "dir": "auto"} | ({"title": row.resolved_label} if len(text) > 24 else {})
+        link = {"href": f"{urls.session_detail}?session_id={quote(row.summary.session_id)}"} | ({"title": row.resolved_label} if len(text) > 24 else {})
         return (FT("a", (text,), link), render_active_session_badge() if row.summary.session_id == get_active_session_id() else "",
-                FT("span", (icon_ref("triangle-alert"),), {"class": "wsm-problem", "role": "img", "title": row.problem, "aria-label": row.problem}) if row.problem else "")
+                FT("span", (), {"class": "wsm-problem", "role": "img", "title": row.problem, "aria-label": row.problem}) if row.problem else "")
     def status(row: EnrichedSessionSummary) -> Any:
         step = row.summary.current_step
-        return FT("span", (step_title(step, get_step_title),), {"class": styles.STEP_BADGE}) if step else NOT_KNOWN
+        return FT("span", (step_title(step, get_step_title),), {"class": "wsm-step"}) if step else NOT_KNOWN
     def actions(row: EnrichedSessionSummary) -> tuple:
-        return (FT("button", (icon_ref("play"), _RESUME), resume | {"value": row.summary.session_id}), _RENAME, _DELETE)
+        return (FT("button", ("Resume",), resume | {"value": row.summary.session_id}), _RENAME, _DELETE)
     cells = {"label": label, "status": status, "updated": lambda row: render_time(row.summary.updated_at),
              "size": lambda row: format_bytes(row.summary.state_size_bytes), "actions": actions}
     def render_cell(item: EnrichedSessionSummary, ctx: CellRenderContext) -> Any:
@@ -78,11 +78,10 @@ def step_title(
     try: return get_step_title(step_id) or step_id
     except LookupError: return step_id
 
-def _row_button(icon: str, name: str, action: str) -> FT:
-    return FT("button", (icon_ref(icon),), {"type": "button", "class": "btn btn-ghost btn-sm btn-square", "aria-label": name, "title": name, "data-act": action})
+def _row_button(name: str, action: str) -> NotStr: # The same in every row, so it is written once
+    return NotStr(to_xml(FT("button", (), {"class": "wsm-act", "title": name, "data-act": action}), indent=False))
 
-_RESUME = FT("span", ("Resume",), {})
-_RENAME, _DELETE = _row_button("pencil", "Rename", "rename"), _row_button("trash-2", "Delete", "delete")
+_RENAME, _DELETE = _row_button("Rename", "rename"), _row_button("Delete", "delete")
 
 # %% ../../nbs/components/session_list.ipynb #5e2dd5e5
 def render_session_toolbar(

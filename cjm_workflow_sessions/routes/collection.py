@@ -14,7 +14,7 @@ from typing import Any
 from cjm_fasthtml_virtual_collection.core.button_ids import VirtualCollectionButtonIds
 from cjm_fasthtml_virtual_collection.core.html_ids import VirtualCollectionHtmlIds
 from cjm_fasthtml_virtual_collection.core.models import VirtualCollectionConfig, VirtualCollectionState, VirtualCollectionUrls
-from fasthtml.common import FtResponse
+from fasthtml.common import Response
 
 from ..components.collection import Window, render_changed, render_move
 from ..components.session_list import build_session_columns, create_session_cell_renderer, render_count, render_empty_list, render_session_list, render_view
@@ -110,25 +110,25 @@ class SessionList:
 def collection_actions(
     guard: Guard, # Of this manager
     sessions: SessionList, # Of this manager
-) -> dict[str, Callable[[Visit], FtResponse]]: # By the last part of the path
+) -> dict[str, Callable[[Visit], Response]]: # By the last part of the path
     "Make the moves in the list."
-    def move(visit: Visit) -> FtResponse:
+    def move(visit: Visit) -> Response:
         "Keys, wheel, swipe, scroll bar, click: `moves` says what, in order."
         return guard.parts(*sessions.moved(visit.service, sessions.view(visit.data), visit.active, parse_moves(visit.text("moves"))))
-    def update_viewport(visit: Visit) -> FtResponse:
+    def update_viewport(visit: Visit) -> Response:
         "Fit the number of rows to the room there is."
         return guard.parts(*sessions.changed(visit.service, replace(sessions.view(visit.data), rows=visit.number("visible_rows", 1, MAX_ROWS)), visit.active))
-    def sort(visit: Visit) -> FtResponse:
+    def sort(visit: Visit) -> Response:
         "Sort by a column; by the same column again, the other way round."
         view, column = sessions.view(visit.data), visit.text("column")
         if column not in sessions.columns: column = View.sort
         ascending = not view.ascending if column == view.sort else column not in ("updated", "size")
         return guard.parts(*sessions.changed(visit.service, replace(view, sort=column, ascending=ascending, start=0, cursor=0, anchor=None), visit.active))
-    def search(visit: Visit) -> FtResponse:
+    def search(visit: Visit) -> Response:
         "Show the sessions whose name holds the text."
         found = View.read(replace(sessions.view(visit.data), search=visit.text("search", ""), start=0, cursor=0, anchor=None).text(), sessions.columns)
         return guard.parts(*sessions.changed(visit.service, found, visit.active))
-    def refresh(visit: Visit) -> FtResponse:
+    def refresh(visit: Visit) -> Response:
         "Show the list as it is now."
         return guard.parts(*sessions.changed(visit.service, sessions.view(visit.data), visit.active))
     return {f.__name__: f for f in (move, update_viewport, sort, search, refresh)}

@@ -15,14 +15,13 @@ from fasthtml.common import APIRouter, Request
 
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_session_manager_page
-from ..components.session_list import shown_label
 from ..errors import InvalidInput
 from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, SessionManagementResult, SessionManagementUrls
 from .assets import asset_tags
 from .collection import SessionList, collection_actions
 from .guard import Guard, Visit, active_session, set_active_session
-from .sessions import fill_urls, init_session_router, render_undo
+from .sessions import fill_urls, init_session_router, quoted, render_undo
 from .view import View
 from ..services.management import SessionManagementService
 
@@ -96,4 +95,4 @@ def init_session_manager_routers(
 def _deleted(visit: Visit, urls: SessionManagementUrls) -> Any: # Message for a page that a delete without script leads to
     session_id = visit.data.get("deleted")
     row = visit.service.trashed_session(session_id) if isinstance(session_id, str) and session_id.isprintable() else None
-    return render_alert(f"Deleted “{shown_label(row.resolved_label)}”.", "alert-success", action=render_undo(row.summary.session_id, urls)) if row else None
+    return render_alert(f"Deleted {quoted(row)}.", "alert-success", action=render_undo(row.summary.session_id, urls)) if row else None

@@ -341,14 +341,14 @@ class SessionManagementService:
         if isinstance(state, CorruptState): return EnrichedSessionSummary(summary, self._resolve_label(summary, None), {}, str(state))
         fields, problem = {}, ""
         if self.enricher:
-            try: fields = {str(k): str(v) for k, v in self.enricher(copy.deepcopy(state)).items()}
+            try: fields = {str(k): str(v) for k, v in self.enricher(copy.deepcopy(state) if self.label_generator else state).items()}   # each callback has a copy of its own
             except Exception: problem = _log_failure("enricher", summary)
         return EnrichedSessionSummary(summary, self._resolve_label(summary, state), fields, problem)
 
     def _resolve_label(self, summary: SessionSummary, state: dict[str, Any]|None) -> str: # `state` is None if it cannot be read
         if summary.label and summary.label.strip(): return summary.label
         if self.label_generator and state is not None:
-            try: label = self.label_generator(summary, copy.deepcopy(state))
+            try: label = self.label_generator(summary, state)
             except Exception: _log_failure("label generator", summary)
             else:
                 if isinstance(label, str) and label.strip(): return label
