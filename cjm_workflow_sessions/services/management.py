@@ -133,10 +133,10 @@ class SessionManagementService:
         return found
 
     def session_exists(self,
-        session_id: str, # As a person or a page names it
+        session_id: str|None, # As a person or a page names it; None, where a browser has none yet, does not exist
     ) -> bool:
         "Say whether the session can be resumed."
-        return self.store.session_exists(self._flow_id, session_id, owner=self._owner)
+        return session_id is not None and self.store.session_exists(self._flow_id, session_id, owner=self._owner)
 
     def create_session(self,
         label: str|None = None, # Name given by a person; None or blank for none
