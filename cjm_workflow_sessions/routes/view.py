@@ -44,7 +44,7 @@ class View:
         try: data = json.loads(text) if isinstance(text, str) and len(text) < 20_000 else {}
         except (ValueError, RecursionError): data = {}
         if not isinstance(data, dict): data = {}
-        sort = data.get("sort") if data.get("sort") in columns else cls.sort
+        sort: str = data["sort"] if data.get("sort") in columns else cls.sort
         return cls(_int(data.get("start"), 0, _FAR, 0), _int(data.get("rows"), 1, MAX_ROWS, cls.rows), _int(data.get("cursor"), 0, _FAR, 0), sort,
                    bool(data.get("ascending", cls.ascending)), _search(data.get("search")), _anchor(data.get("anchor"), sort))
 

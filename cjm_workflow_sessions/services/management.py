@@ -171,7 +171,7 @@ class SessionManagementService:
     ) -> EnrichedSessionSummary|None: # With its stored label or the default; None if it is not in the trash
         "Read one session in the trash."
         summary = self.store.get_trashed(self._flow_id, session_id, owner=self._owner)
-        return summary and EnrichedSessionSummary(summary, self._resolve_label(summary, None))
+        return EnrichedSessionSummary(summary, self._resolve_label(summary, None)) if summary else None
 
     def trash(self,
         limit: int = 100, # Rows wanted
