@@ -341,7 +341,7 @@ class SessionManagementService:
         if isinstance(state, CorruptState): return EnrichedSessionSummary(summary, self._resolve_label(summary, None), {}, str(state))
         fields, problem = {}, ""
         if self.enricher:
-            try: fields = {str(k): str(v) for k, v in self.enricher(copy.deepcopy(state) if self.label_generator else state).items()}   # each callback has a copy of its own
+            try: fields = {str(k): _shown_text(v) for k, v in self.enricher(copy.deepcopy(state) if self.label_generator else state).items()}   # each callback has a copy of its own
             except Exception: problem = _log_failure("enricher", summary)
         return EnrichedSessionSummary(summary, self._resolve_label(summary, state), fields, problem)
 
@@ -351,7 +351,7 @@ class SessionManagementService:
             try: label = self.label_generator(summary, state)
             except Exception: _log_failure("label generator", summary)
             else:
-                if isinstance(label, str) and label.strip(): return label
+                if isinstance(label, str) and label.strip(): return _shown_text(label)
         return default_label(summary.created_at)
 
     def _refresh_shown(self) -> None:
@@ -363,6 +363,9 @@ class SessionManagementService:
 
 REFRESHED = 2000 # Sessions whose title and fields one request recomputes
 CHECKED_BYTES = 256 * 1024 # Without callbacks a state is read only to see that it can be; a larger one is not
+
+def _shown_text(value: Any) -> str: # What a callback gave, as text that a page can send
+    return str(value).encode("utf-8", "replace").decode()
 
 def _log_failure(callback: str, summary: SessionSummary) -> str: # For the row
     log.exception("the host's %s failed for session %s", callback, summary.session_id[:8])
