@@ -663,8 +663,9 @@ def test_an_id_in_the_trash_is_taken_until_it_is_purged(store, hers):
         assert snapshot(store) == before
     store.clear_state(FLOW, hers)
     assert store.count_sessions(FLOW, in_trash=True) == 0 and store.restore_session(FLOW, hers) is False
+    assert (store.count_sessions(FLOW), store.list_flows()) == (0, {})
     store.create_session(FLOW, hers)
-    assert store.get_state(FLOW, hers) == {}
+    assert store.get_state(FLOW, hers) == {} and store.count_sessions(FLOW) == 1
 
 def test_the_trash_is_listed_like_the_rest(store):
     for i, label in enumerate(["pear", "Apple", "fig"]): store.create_session(FLOW, f"s{i}", label=label, owner="ann" if i else "bob", state={"x": "x" * i})

@@ -96,7 +96,8 @@ class SessionList:
         state = view.state(total)
         old = replace(state)
         apply_moves(state, moves)
-        stayed = state.window_start == old.window_start and old.window_start <= old.cursor_index < old.window_start + old.visible_rows
+        in_window = lambda cursor: old.window_start <= cursor < old.window_start + old.visible_rows
+        stayed = state.window_start == old.window_start and in_window(old.cursor_index) and in_window(state.cursor_index)
         first, last = sorted((old.cursor_index, state.cursor_index)) if stayed else (state.window_start, min(state.window_start + state.visible_rows, total) - 1)
         page = self.read(service, view, total, first, last - first + 1) if total else SessionPage([], 0, 0)
         if len(page.rows) != last - first + 1: return self.changed(service, view.after(state, None), active)   # the list is shorter than it was a moment ago

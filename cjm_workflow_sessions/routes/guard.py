@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['log', 'ACTIVE_KEY', 'STATUS', 'NO_STORE', 'active_session', 'set_active_session', 'check_origin', 'Visit',
-           'status_of', 'Guard', 'render_message']
+           'FormRouter', 'status_of', 'Guard', 'render_message']
 
 # %% ../../nbs/routes/guard.ipynb #3bad4ba4
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastcore.xml import to_xml
-from fasthtml.common import Div, FtResponse, HTMLResponse, JSONResponse, RedirectResponse, Request, Response, Title
+from fasthtml.common import APIRouter, Div, FtResponse, HTMLResponse, JSONResponse, RedirectResponse, Request, Response, Title
 
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_error_page
@@ -33,7 +34,8 @@ def active_session(
     flow_id: str, # Workflow
 ) -> str|None: # Id that this browser worked in last; the session may be gone
     "Read the pointer."
-    found = sess.get(f"{ACTIVE_KEY}:{flow_id}", sess.get(ACTIVE_KEY))
+    of_flows = [key for key in sess if key.startswith(f"{ACTIVE_KEY}:")]
+    found = sess.get(f"{ACTIVE_KEY}:{flow_id}") if of_flows else sess.get(ACTIVE_KEY)   # where flows have pointers, the plain one may be another's
     return found if isinstance(found, str) else None
 
 def set_active_session(
@@ -55,7 +57,11 @@ def check_origin(
     if origin in trusted_origins and origin is not None: return
     if site is not None:
         if site not in ("same-origin", "none"): raise CrossOrigin(origin or site)
-    elif origin is not None and urlsplit(origin).netloc != request.headers.get("host"): raise CrossOrigin(origin)
+    elif origin is not None and _host(origin) != request.headers.get("host"): raise CrossOrigin(origin)
+
+def _host(origin: str) -> str: # Host and port; "" if there is none
+    try: return urlsplit(origin).netloc
+    except ValueError: return ""
 
 # %% ../../nbs/routes/guard.ipynb #4f762d8d
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Visit:
     ) -> int:
         "Read a whole number and move it into its range. Raises `InvalidInput`."
         text = self.text(name, limit=40).strip()
-        if not text.lstrip("+-").isascii() or not text.lstrip("+-").isdigit(): raise InvalidInput(name, f"{text[:40]!r} is no whole number")
+        if not re.fullmatch(r"[+-]?[0-9]+", text): raise InvalidInput(name, f"{text[:40]!r} is no whole number")
         return max(low, min(int(text), high))
 
     def session_id(self) -> str:
@@ -101,6 +107,24 @@ class Visit:
         found = self.text("session_id")
         if not found or "\x00" in found or len(found) > 200 or not found.isprintable(): raise SessionNotFound(found)
         return found
+
+# %% ../../nbs/routes/guard.ipynb #9fa2a267
+class FormRouter(APIRouter):
+    "An `APIRouter` whose routes answer 400 where a body is nested too deep to be parsed."
+    def to_app(self,
+        app: Any, # The host's app
+    ) -> None:
+        "Add the routes."
+        before = list(app.router.routes)
+        super().to_app(app)
+        for route in app.router.routes:
+            if route not in before: route.app = _shallow(route.app)
+
+def _shallow(app: Callable) -> Callable: # The same ASGI app, behind the check
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        try: await app(scope, receive, send)
+        except RecursionError: await Response("The body is nested too deep.", status_code=400)(scope, receive, send)
+    return checked
 
 # %% ../../nbs/routes/guard.ipynb #b2212f48
 STATUS: tuple[tuple[type[SessionError], int], ...] = (

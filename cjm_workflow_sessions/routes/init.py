@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fasthtml.common import APIRouter, Request
+from fasthtml.common import Request
 
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_session_manager_page
@@ -20,7 +20,7 @@ from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, SessionManagementResult, SessionManagementUrls
 from .assets import asset_tags
 from .collection import SessionList, collection_actions
-from .guard import Guard, Visit, active_session, set_active_session
+from .guard import FormRouter, Guard, Visit, active_session, set_active_session
 from .sessions import fill_urls, init_session_router, quoted, render_undo
 from .view import View
 from ..services.management import SessionManagementService
@@ -40,7 +40,8 @@ def ids_for(
     prefix: str, # Checked
 ) -> SessionManagerHtmlIds:
     "Give a manager its element ids."
-    return SessionManagerHtmlIds("wsm" if prefix == DEFAULT_PREFIX else "wsm" + re.sub(r"[^A-Za-z0-9]+", "-", prefix))
+    other = lambda m: "-" if m[0] == "/" else f"_{ord(m[0]):x}_"   # each path has ids of its own
+    return SessionManagerHtmlIds("wsm" if prefix == DEFAULT_PREFIX else "wsm" + re.sub(r"[^A-Za-z0-9]", other, prefix))
 
 # %% ../../nbs/routes/init.ipynb #4495e1bd
 def init_session_manager_routers(
@@ -69,7 +70,7 @@ def init_session_manager_routers(
     def render_list(request: Request|None = None) -> Any:
         "Render the list for the one who asks."
         visit = visit_of(request)
-        return listed.render(visit.service, View.from_query(visit.data, listed.columns), visit.active)
+        return listed.render(visit.service, View.from_query(request.query_params if request else {}, listed.columns), visit.active)
 
     def render_page(request: Request|None = None) -> Any:
         "Render the page for the one who asks."
@@ -88,7 +89,7 @@ def init_session_manager_routers(
 
     router, routes = init_session_router(service, prefix, urls, workflow_url, refresh_items, refresh_items, render_page, render_list, guard=guard, page_title=page_title,
                                          get_step_title=get_step_title, column_specs=list(specs))
-    moves = APIRouter(prefix=urls.collection)
+    moves = FormRouter(prefix=urls.collection)
     for name, action in collection_actions(guard, listed).items(): routes[f"vc_{name}"] = moves(f"/{name}", methods=["POST"], name=f"{ids.prefix}_vc_{name}")(guard.handler(action))
     return SessionManagementResult([router, moves], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
 

@@ -7,6 +7,7 @@ __all__ = ['quoted', 'replace_active', 'render_undo', 'session_actions', 'detail
 
 # %% ../../nbs/routes/sessions.ipynb #9e24da29
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from ..errors import CorruptState, SessionNotFound
 from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, EnrichedSessionSummary, SessionManagementUrls
 from .assets import asset_tags, serve_asset
-from .guard import Guard, NO_STORE, Visit, render_message, set_active_session
+from .guard import FormRouter, Guard, NO_STORE, Visit, render_message, set_active_session
 from ..services.management import SessionManagementService
 
 # %% ../../nbs/routes/sessions.ipynb #6fdfa5dc
@@ -139,7 +140,8 @@ def session_actions(
     def export_session(visit: Visit) -> Response:
         "Download a session as JSON."
         data = visit.service.export_session(visit.session_id())
-        headers = NO_STORE | {"Content-Disposition": f'attachment; filename="session-{data["session_id"][:8]}.json"'.encode("ascii", "replace").decode().replace("?", "_")}
+        name = re.sub(r"[^A-Za-z0-9-]", "_", data["session_id"][:8])
+        headers = NO_STORE | {"Content-Disposition": f'attachment; filename="session-{name}.json"'}
         return Response(json.dumps(data, indent=2), media_type="application/json", headers=headers)
 
     reads = (management_page, list_sessions, session_detail, trash, export_session)
@@ -172,7 +174,7 @@ def init_session_router(
     "Make the routes of sessions."
     fill_urls(urls, prefix)
     guard = guard or Guard(service, urls, SessionManagerHtmlIds(), hdrs=asset_tags(urls.assets))
-    router = APIRouter()   # with full paths: a prefix of its own would turn the path of the page, "", into the name of its function
+    router = FormRouter()   # with full paths: a prefix of its own would turn the path of the page, "", into the name of its function
     actions = session_actions(guard, workflow_url, page_title=page_title, render_page=render_page, render_list=render_list, refresh_items_oob=refresh_items_oob,
                               get_step_title=get_step_title, column_specs=column_specs or [])
     routes = {}

@@ -123,6 +123,15 @@ def fetch(
     "Run a statement and read all it gives."
     try: return connection.execute(statement, args).fetchall()
     except UnicodeEncodeError: return []
+    except sqlite3.OperationalError as e:
+        if "decode to UTF-8" not in str(e): raise
+    connection.text_factory = _decode   # a value is damaged: read it so that it is seen to be, beside all others
+    try: return connection.execute(statement, args).fetchall()
+    finally: connection.text_factory = str
+
+def _decode(data: bytes) -> str: # With NUL, which no JSON text holds, where a byte is no UTF-8
+    try: return data.decode()
+    except UnicodeDecodeError: return data.decode("utf-8", "replace").replace("\ufffd", "\x00")
 
 # %% ../../nbs/stores/sqlite.ipynb #d4d15f8e
 class SQLiteSessionStore(SQLSessionStore):
