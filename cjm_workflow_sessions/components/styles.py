@@ -13,12 +13,12 @@ from cjm_fasthtml_daisyui.components.actions.modal import modal, modal_action, m
 from cjm_fasthtml_daisyui.components.data_display.badge import badge, badge_colors, badge_sizes
 from cjm_fasthtml_daisyui.components.data_display.kbd import kbd
 from cjm_fasthtml_daisyui.components.data_input.text_input import text_input, text_input_sizes
-from cjm_fasthtml_daisyui.components.feedback.alert import alert, alert_colors
-from cjm_fasthtml_daisyui.utilities.semantic_colors import bg_dui, border_dui, text_dui
+from cjm_fasthtml_daisyui.components.feedback.alert import alert
+from cjm_fasthtml_daisyui.utilities.semantic_colors import bg_dui, text_dui
 from cjm_fasthtml_tailwind.core.base import combine_classes
 from cjm_fasthtml_tailwind.utilities.flexbox_and_grid import flex_direction, flex_display, flex_wrap, gap, grow, items, justify
-from cjm_fasthtml_tailwind.utilities.sizing import max_w, min_h, min_w, w
-from cjm_fasthtml_tailwind.utilities.spacing import m, p
+from cjm_fasthtml_tailwind.utilities.sizing import min_h, min_w, w
+from cjm_fasthtml_tailwind.utilities.spacing import p
 from cjm_fasthtml_tailwind.utilities.typography import font_size, font_weight
 
 # %% ../../nbs/components/styles.ipynb #17d1055f

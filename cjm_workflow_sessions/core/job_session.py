@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from .cookie import COOKIE_NAME, check_room, escape_name, json_copy, keys_under, plain_copy
-from ..errors import CookieTooLarge, InvalidInput, NotJSON
+from ..errors import InvalidInput
 
 # %% ../../nbs/core/job_session.ipynb #33189299
 class JobSessionManager:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .cookie import COOKIE_NAME, check_room, escape_name, has_room, json_copy, keys_under, plain_copy, to_json
-from ..errors import CookieTooLarge, InvalidInput, NotJSON
+from ..errors import InvalidInput
 
 # %% ../../nbs/core/workflow_session.ipynb #f4c8c1f4
 class WorkflowSession:

@@ -8,7 +8,6 @@ __all__ = ['DEFAULT_PREFIX', 'check_prefix', 'ids_for', 'init_session_manager_ro
 # %% ../../nbs/routes/init.ipynb #8634b995
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from fasthtml.common import Request
@@ -20,7 +19,7 @@ from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, SessionManagementResult, SessionManagementUrls
 from .assets import asset_tags
 from .collection import SessionList, collection_actions
-from .guard import FormRouter, Guard, Visit, active_session, set_active_session
+from .guard import FormRouter, Guard, Visit, set_active_session
 from .sessions import fill_urls, init_session_router, quoted, render_undo
 from .view import View
 from ..services.management import SessionManagementService

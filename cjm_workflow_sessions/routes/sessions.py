@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
-from fasthtml.common import APIRouter, Button, Form, FtResponse, Hidden, Request, Response
+from fasthtml.common import APIRouter, Button, Form, FtResponse, Hidden, Response
 from ..components import styles
-from ..components.helpers import render_alert
 from ..components.page_renderer import render_trash_page
 from ..components.session_detail import render_session_detail
 from ..components.session_list import shown_label

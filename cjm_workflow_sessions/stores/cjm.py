@@ -16,7 +16,7 @@ from typing import Any
 from cjm_workflow_state.state_store import SQLiteWorkflowStateStore
 from ..errors import CorruptState, InvalidInput, SessionExists, SessionNotFound, StoreError
 from ..models import Anchor, Page, SessionSummary
-from .base import ORDER_COLUMNS, Order, Shown, check_order
+from .base import Order, Shown, check_order
 from .sql import check_text, checked_columns, key_text, step_key
 from .sqlite import SQLiteConnections
 from ..utils import default_label, dump_json, now_us, parse_sqlite_timestamp, text_to_us, us_to_text

@@ -8,12 +8,11 @@ __all__ = ['key_text', 'key_rows', 'row_bytes', 'read_rows', 'check_text', 'titl
 
 # %% ../../nbs/stores/sql.ipynb #5437610d
 import json
-import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import batched
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 from ..errors import CorruptState, InvalidInput, NotJSON, SessionExists, SessionNotFound
