@@ -12,7 +12,6 @@ from cjm_fasthtml_daisyui.components.actions.button import btn, btn_colors, btn_
 from cjm_fasthtml_daisyui.components.actions.modal import modal, modal_action, modal_backdrop, modal_box
 from cjm_fasthtml_daisyui.components.data_display.badge import badge, badge_colors, badge_sizes
 from cjm_fasthtml_daisyui.components.data_display.kbd import kbd
-from cjm_fasthtml_daisyui.components.data_input.text_input import text_input, text_input_sizes
 from cjm_fasthtml_daisyui.components.feedback.alert import alert
 from cjm_fasthtml_daisyui.utilities.semantic_colors import bg_dui, text_dui
 from cjm_fasthtml_tailwind.core.base import combine_classes
@@ -28,8 +27,8 @@ GHOST = combine_classes(btn, btn_styles.ghost, btn_sizes.sm)
 DANGER = combine_classes(btn, btn_colors.error, btn_sizes.sm)
 ICON_ONLY = combine_classes(btn, btn_styles.ghost, btn_sizes.sm, btn_modifiers.square)
 ACTIVE_BADGE = combine_classes(badge, badge_colors.success, badge_sizes.sm)
-INPUT = combine_classes(text_input, w.full)
-SEARCH = combine_classes(text_input, text_input_sizes.sm, w.full)
+INPUT = combine_classes("input", w.full) # daisyUI's name as text: importing its module loads half of the library
+SEARCH = combine_classes("input input-sm", w.full)
 KEY = str(kbd)
 ALERT = str(alert)
 MODAL, MODAL_BOX, MODAL_ACTION, MODAL_BACKDROP = str(modal), str(modal_box), str(modal_action), str(modal_backdrop)
