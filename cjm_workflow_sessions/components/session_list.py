@@ -117,11 +117,13 @@ def render_rename_modal(
 def render_delete_modal(
     urls: SessionManagementUrls, # Paths of the manager's routes
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
+    *,
+    hours: int = 24, # How long a deleted session is kept
 ) -> FT:
     "Ask before a session goes to the trash."
     return render_dialog(html_ids.DELETE_MODAL, "Delete session?", Hidden(name="session_id", data_session_id=True),
                          P(Strong(data_session_label=True, dir="auto", cls="wsm-named"), id=html_ids.DELETE_MODAL_BODY, cls="my-4"),
-                         P("You can undo this for 24 hours.", cls=styles.FAINT),
+                         P(f"You can undo this for {hours} hours.", cls=styles.FAINT),
                          actions=(Button("Delete", cls=styles.DANGER),), action=urls.delete_session, method="post", data_send=True)
 
 def render_help_modal(
@@ -155,6 +157,7 @@ def render_session_list(
     view: str = "{}", # View of this tab as JSON
     page_url: str = "", # Path with the view as query; the script keeps it in the address bar
     search: str = "", # Text the list is searched for
+    hours: int = 24, # How long a deleted session is kept
 ) -> FT: # `<section>`
     "Render toolbar, list and dialogs."
     window = items if isinstance(items, Window) else Window(list(items), 0, len(items))
@@ -164,7 +167,7 @@ def render_session_list(
         render_collection(window, vc_config, vc_state, vc_ids, render_cell, empty),
         render_view(view, page_url, html_ids=html_ids),
         Form(id=html_ids.RESUME_FORM, action=mgmt_urls.resume_session, method="post"),
-        render_rename_modal(mgmt_urls, html_ids.RENAME_MODAL, html_ids.RENAME_INPUT), render_delete_modal(mgmt_urls, html_ids), render_help_modal(html_ids),
+        render_rename_modal(mgmt_urls, html_ids.RENAME_MODAL, html_ids.RENAME_INPUT), render_delete_modal(mgmt_urls, html_ids, hours=hours), render_help_modal(html_ids),
         id=html_ids.SESSION_LIST, cls=styles.FILL, data_wsm=html_ids.VIEW_STATE, data_list=vc_ids.prefix, data_moves=mgmt_urls.collection,
         data_search=html_ids.SEARCH_INPUT, data_alerts=html_ids.ALERT_AREA, data_rename=html_ids.RENAME_MODAL, data_delete=html_ids.DELETE_MODAL, data_help=html_ids.HELP_MODAL,
         data_new=html_ids.NEW_SESSION_BTN)

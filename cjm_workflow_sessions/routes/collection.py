@@ -73,7 +73,7 @@ class SessionList:
         "Render toolbar, list and dialogs."
         window, state, view = self.window(service, view)
         return render_session_list(window, self.config, state, self.ids, VirtualCollectionButtonIds(self.html_ids.VC_PREFIX), VirtualCollectionUrls(), self.urls, self.cell(active),
-                                   html_ids=self.html_ids, view=view.text(), page_url=self.urls.management_page + view.query(), search=view.search)
+                                   html_ids=self.html_ids, view=view.text(), page_url=self.urls.management_page + view.query(), search=view.search, hours=service.trash_s // 3600)
 
     def changed(self,
         service: SessionManagementService, # Bound to the one who asks

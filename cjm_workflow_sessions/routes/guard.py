@@ -110,7 +110,13 @@ class Visit:
 
 # %% ../../nbs/routes/guard.ipynb #9fa2a267
 class FormRouter(APIRouter):
-    "An `APIRouter` whose routes answer 400 where a body is nested too deep to be parsed."
+    "An `APIRouter` whose routes answer 400 where a body is nested too deep to be parsed, and whose pages stand in the frame (`body_wrap`) of the host's app."
+    def __init__(self,
+        prefix: str|None = None, # Path that all routes begin with
+    ):
+        "Hold no route yet."
+        super().__init__(prefix, body_wrap=None)
+
     def to_app(self,
         app: Any, # The host's app
     ) -> None:
