@@ -140,9 +140,10 @@ def dump_json(
     value: Any, # What to write
 ) -> str: # ASCII JSON
     "Write `value` as JSON. Raises `NotJSON` if that cannot be done."
-    if _deeper_than(MAX_DEPTH, value): raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
-    try: return json.dumps(value, allow_nan=False)
+    try: text = json.dumps(value, allow_nan=False)   # finds a value that holds itself
     except (TypeError, ValueError, RecursionError) as e: raise NotJSON(key, str(e)) from e
+    if _deeper_than(MAX_DEPTH, value): raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
+    return text
 
 MAX_DEPTH = 600 # Levels of lists and dicts
 

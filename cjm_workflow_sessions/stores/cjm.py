@@ -18,7 +18,7 @@ from ..errors import CorruptState, InvalidInput, SessionExists, SessionNotFound,
 from ..models import Anchor, Page, SessionSummary
 from .base import Order, Shown, check_order
 from .sql import check_text, checked_columns, key_text, step_key
-from .sqlite import SQLiteConnections
+from .sqlite import SQLiteConnections, fetch
 from ..utils import default_label, dump_json, now_us, parse_sqlite_timestamp, text_to_us, us_to_text
 
 # %% ../../nbs/stores/cjm.ipynb #7fae1f1d
@@ -225,8 +225,10 @@ class CjmStore:
     def _change(self, db: sqlite3.Connection, flow_id: str, session_id: str, owner: str|None, updates: dict[str, Any], remove: Iterable[str], columns: Mapping[str, str|None]) -> bool:
         "Write within a transaction; False if there is no such session. The state is read only if it changes, so a damaged one can be renamed."
         where, args = _one(flow_id, session_id, owner)
-        row = db.execute(f"SELECT r.k, r.updated_at, r.state_json FROM {_LIVE} WHERE {where}", args).fetchone()
-        if row is None: return False
+        read = "r.state_json" if updates or remove else "NULL"
+        found = fetch(db, f"SELECT r.k, r.updated_at, {read} FROM {_LIVE} WHERE {where}", args)
+        if not found: return False
+        row = found[0]
         values: dict[str, Any] = {**columns, "updated_at": _later_than(row[1])}
         if updates or remove:
             state = read_state(session_id, row[2])
