@@ -140,11 +140,12 @@ def dump_json(
     value: Any, # What to write
 ) -> str: # ASCII JSON
     "Write `value` as JSON. Raises `NotJSON` if that cannot be done."
-    try: text = json.dumps(value, allow_nan=False)   # finds a value that holds itself
+    try: text = _ENCODER.encode(value)   # finds a value that holds itself
     except (TypeError, ValueError, RecursionError) as e: raise NotJSON(key, str(e)) from e
-    if _deeper_than(MAX_DEPTH, value): raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, (dict, list, tuple)) and _deeper_than(MAX_DEPTH, value): raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
     return text
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
 MAX_DEPTH = 600 # Levels of lists and dicts
 
 def _deeper_than(levels: int, value: Any) -> bool:

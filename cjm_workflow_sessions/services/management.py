@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import batched
 from typing import Any
 
-from ..errors import CorruptState, InvalidInput, SessionNotFound
+from ..errors import CorruptState, InvalidInput, SessionNotFound, StoreError
 from ..models import Anchor, EnrichedSessionSummary, LabelGenerator, SessionEnricher, SessionPage, SessionSummary
-from ..stores.base import Order, SessionStore, Shown, as_store
+from ..stores.base import Order, SessionStore, Shown, as_store, check_list_column
 from ..utils import default_label, now_us, showable, sort_text, step_title as named_step, text_to_us
 
 log = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class SessionManagementService:
         descending: bool = True, # Highest first
     ) -> list[EnrichedSessionSummary]: # Every session: for long lists use `page`
         "Read every session as the list shows it. Raises `ValueError` for another column."
-        if order_by not in ("updated_at", "created_at", "label"): raise InvalidInput("order_by", f"{order_by!r} is not updated_at, created_at or label")
+        check_list_column(order_by)
         return self._page(Order("title" if order_by == "label" else order_by, descending), 0, self.count(), "", None, None).rows
 
     def page(self,
@@ -378,7 +378,8 @@ class SessionManagementService:
         if not outdated: return
         if len(outdated) == REFRESHED: log.warning("flow %s: more than %d sessions were written since they were last sorted or searched; the first answers leave some out", self._flow_id, REFRESHED)
         shown = [(row.summary, Shown(row.resolved_label, tuple((k, sort_text(v)) for k, v in row.enriched_fields.items()))) for row in self._enrich(outdated)]
-        self.store.save_shown(self._flow_id, self._version, shown)
+        try: self.store.save_shown(self._flow_id, self._version, shown)
+        except StoreError as e: log.warning("flow %s is sorted and searched by older titles: %s", self._flow_id, e)   # no reason to show no list
 
 PAGE = 1000 # States read by one query
 REFRESHED = 10_000 # Sessions whose title and fields one request recomputes

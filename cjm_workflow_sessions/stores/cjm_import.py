@@ -18,7 +18,7 @@ from ..errors import InvalidInput, StoreError, StoreUnavailable
 from ..models import SessionSummary
 from .cjm import split_key
 from .sql import check_text
-from .sqlite import store_errors
+from .connections import store_errors
 from ..utils import parse_sqlite_timestamp, text_to_us, us_to_text
 
 # %% ../../nbs/stores/cjm_import.ipynb #135ce8f3

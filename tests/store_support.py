@@ -1,0 +1,98 @@
+"""What the tests of a store under stress share: other processes, and a look into its file from outside."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sqlite3
+import traceback
+
+FLOW = "ingest"
+SPAWN = multiprocessing.get_context("spawn")   # a fresh interpreter, as another program is
+NOBODY = 65534   # uid that owns nothing
+
+
+# -- other processes -----------------------------------------------------------------------------------------------------
+
+def together(*jobs, unprivileged=False):
+    "Run each (function, *arguments) in a process of its own, all at once; gives what they returned."
+    barrier = SPAWN.Barrier(len(jobs))
+    running = []
+    for job, *args in jobs:
+        ours, theirs = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(target=_child, args=(job, args, barrier, theirs, unprivileged), daemon=True)
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    found = [_answer(process, pipe) for process, pipe in running]
+    trouble = [text for _, text in found if text]
+    assert not trouble, "\n".join(trouble)
+    return [value for value, _ in found]
+
+
+def unprivileged(job, *args):
+    "Run a function as a user whom file modes stop; root is not stopped by them."
+    return together((job, *args), unprivileged=True)[0]
+
+
+def _child(job, args, barrier, pipe, unprivileged):
+    try:
+        if unprivileged and os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        barrier.wait(60)
+        pipe.send((job(*args), ""))
+    except BaseException: pipe.send((None, traceback.format_exc()))
+
+
+def _answer(process, pipe):
+    try: answer = pipe.recv()
+    except EOFError: answer = None
+    process.join(60)
+    return answer or (None, f"the process ended by itself, exit code {process.exitcode}")
+
+
+@contextlib.contextmanager
+def lock_held(path):
+    "Let another process hold the write lock; gives the process."
+    ours, theirs = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_hold, args=(str(path), theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "locked"
+    try: yield process
+    finally:
+        process.kill()
+        process.join(60)
+
+
+def _hold(path, pipe):
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE wfs_session SET label = 'never committed'")
+    pipe.send("locked")
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+
+
+# -- the file, as another program sees it --------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def outside(path):
+    "Open the file without the library."
+    db = sqlite3.connect(path, isolation_level=None)
+    try: yield db
+    finally: db.close()
+
+
+def check_file(path):
+    "Assert that the file is sound and that what is kept twice agrees."
+    with outside(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        for row_id, size in db.execute("SELECT id, size FROM wfs_session").fetchall():
+            rows = db.execute("SELECT key, value, bytes FROM wfs_value WHERE id = ? ORDER BY seq", (row_id,)).fetchall()
+            assert [n for *_, n in rows] == [len(key) + len(value) + 4 for key, value, _ in rows]
+            state = {json.loads(key): json.loads(value) for key, value, _ in rows}
+            assert size == (len(json.dumps(state)) if state else 0)
+        counted = db.execute("SELECT flow_id, owner, count(*) FROM wfs_session WHERE deleted_at IS NULL GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
+        assert db.execute("SELECT flow_id, owner, n FROM wfs_tally WHERE n <> 0 ORDER BY 1, 2").fetchall() == counted
