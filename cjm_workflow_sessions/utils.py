@@ -142,15 +142,18 @@ def dump_json(
     "Write `value` as JSON. Raises `NotJSON` if that cannot be done."
     try: text = _ENCODER.encode(value)   # finds a value that holds itself
     except (TypeError, ValueError, RecursionError) as e: raise NotJSON(key, str(e)) from e
-    if isinstance(value, (dict, list, tuple)) and _deeper_than(MAX_DEPTH, value): raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, _NESTED) and _deeper_than(MAX_DEPTH, value):
+        raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
     return text
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
+_NESTED = (dict, list, tuple)
 MAX_DEPTH = 600 # Levels of lists and dicts
 
-def _deeper_than(levels: int, value: Any) -> bool:
+def _deeper_than(levels: int, value: Any) -> bool: # Level by level, for a chain of calls would end before a deep value does
     level = [value]
     for _ in range(levels):
-        level = [child for x in level if isinstance(x, (dict, list, tuple)) for child in (x.values() if isinstance(x, dict) else x) if isinstance(child, (dict, list, tuple))]
+        children = (child for x in level for child in (x.values() if isinstance(x, dict) else x))
+        level = [child for child in children if isinstance(child, _NESTED)]
         if not level: return False
     return True

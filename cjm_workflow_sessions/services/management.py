@@ -72,15 +72,19 @@ def check_export(
     data: Any, # Parsed JSON
 ) -> Mapping[str, Any]: # The same, found to be an export this library reads
     "Refuse what is no export. Raises `InvalidInput`."
-    if not isinstance(data, dict) or data.get("format") != EXPORT_FORMAT: raise InvalidInput("file", f"is no exported session: its \"format\" is not {EXPORT_FORMAT!r}")
-    if data.get("version") != EXPORT_VERSION: raise InvalidInput("file", f"has version {_brief(data.get('version'))}; this library reads version {EXPORT_VERSION}: upgrade cjm-workflow-sessions")
+    if not isinstance(data, dict) or data.get("format") != EXPORT_FORMAT:
+        raise InvalidInput("file", f"is no exported session: its \"format\" is not {EXPORT_FORMAT!r}")
+    if data.get("version") != EXPORT_VERSION:
+        found = _brief(data.get("version"))
+        raise InvalidInput("file", f"has version {found}; this library reads version {EXPORT_VERSION}: upgrade cjm-workflow-sessions")
     if not isinstance(data.get("state"), dict): raise InvalidInput("file", "has no \"state\" object")
     for name in ("label", "current_step"):
         if not isinstance(data.get(name), str|None): raise InvalidInput("file", f"has a {name!r} that is not text")
     return data
 
 # %% ../../nbs/services/management.ipynb #baf01f5e
-COLUMNS = {"label": "title", "status": "current_step", "updated": "updated_at", "size": "state_size_bytes"} # Column of the list → what a store sorts by
+COLUMNS = { # Column of the list → what a store sorts by
+    "label": "title", "status": "current_step", "updated": "updated_at", "size": "state_size_bytes"}
 
 def order_of(
     column: str, # One of `COLUMNS`, or a field of the host's enricher
@@ -154,7 +158,8 @@ class SessionManagementService:
         current_step: str|None = None, # First step
     ) -> str: # Its id, a UUID4
         "Create a session. Raises `InvalidInput`, `NotJSON`."
-        return self.store.create_session(self._flow_id, label=clean_label(label), owner=self._owner or "", state=state, current_step=current_step)
+        return self.store.create_session(self._flow_id, label=clean_label(label), owner=self._owner or "",
+                                         state=state, current_step=current_step)
 
     def rename_session(self,
         session_id: str, # Session to rename
@@ -166,7 +171,7 @@ class SessionManagementService:
     def delete_session(self,
         session_id: str, # Session to delete
     ) -> None:
-        "Put the session into the trash, from which `restore_session` takes it back for `trash_s`; nothing happens if there is none. What has been there longer goes for good."
+        "Put the session into the trash for `trash_s`, and delete for good what was there longer; nothing happens if there is none."
         self.store.delete_session(self._flow_id, session_id, owner=self._owner)
         self.store.purge_trash(self._flow_id, self._trash_limit(), owner=self._owner)
 
@@ -186,7 +191,8 @@ class SessionManagementService:
         summary = self.store.get_trashed(self._flow_id, session_id, owner=self._owner)
         return EnrichedSessionSummary(summary, self._resolve_label(summary, None)) if summary and self._restorable(summary) else None
 
-    def _restorable(self, summary: SessionSummary) -> bool: return summary.deleted_at is not None and text_to_us(summary.deleted_at) >= self._trash_limit()
+    def _restorable(self, summary: SessionSummary) -> bool: # Not yet longer in the trash than `trash_s`
+        return summary.deleted_at is not None and text_to_us(summary.deleted_at) >= self._trash_limit()
 
     def trash(self,
         limit: int = 100, # Rows wanted
@@ -288,10 +294,12 @@ class SessionManagementService:
         return self._page(order_of(order_by, descending, steps, step_title), start, limit, search, total, anchor)
 
     def _page(self, order: Order, start: int, limit: int, search: str, total: int|None, anchor: Anchor|None) -> SessionPage:
-        if not search and (order.by == "title" or order.by.startswith("field:")): self._refresh_shown()   # `count` does it for a search
+        by_callbacks = order.by == "title" or order.by.startswith("field:")
+        if by_callbacks and not search: self._refresh_shown()   # `count` does it for a search
         total = self.count(search) if total is None else total
         start = max(0, min(start, total - 1))
-        found = self.store.page_sessions(self._flow_id, owner=self._owner, order=order, search=search, start=start, limit=limit, total=total, anchor=anchor)
+        found = self.store.page_sessions(self._flow_id, owner=self._owner, order=order, search=search,
+                                         start=start, limit=limit, total=total, anchor=anchor)
         return SessionPage(self._enrich(found.rows), total, start, found.anchor)
 
     def count(self,
@@ -315,7 +323,8 @@ class SessionManagementService:
         idle_s: int|None = None, # As in `cleanup`
     ) -> CleanupReport:
         "Say what `cleanup` would do now; nothing is changed."
-        trash = self.store.page_sessions(self._flow_id, owner=self._owner, in_trash=True, limit=self.store.count_sessions(self._flow_id, owner=self._owner, in_trash=True)).rows
+        held = self.store.count_sessions(self._flow_id, owner=self._owner, in_trash=True)
+        trash = self.store.page_sessions(self._flow_id, owner=self._owner, in_trash=True, limit=held).rows
         return CleanupReport(self.idle_sessions(idle_s), sum(not self._restorable(s) for s in trash))
 
     def idle_sessions(self,
@@ -324,11 +333,12 @@ class SessionManagementService:
         "Find sessions that nobody has written for a while."
         if idle_s is None: return []
         limit, found = now_us() - idle_s * 1_000_000, list[str]()
-        while rows := self.store.page_sessions(self._flow_id, owner=self._owner, order=Order(descending=False), start=len(found), limit=1000).rows:
+        oldest_first = Order(descending=False)
+        while True:
+            rows = self.store.page_sessions(self._flow_id, owner=self._owner, order=oldest_first, start=len(found), limit=PAGE).rows
             idle = [s.session_id for s in rows if text_to_us(s.updated_at) < limit]
             found += idle
-            if len(idle) < len(rows): break
-        return found
+            if not rows or len(idle) < len(rows): return found
 
     # -- files -------------------------------------------------------------------------------------------------------
     def export_session(self,
@@ -336,15 +346,17 @@ class SessionManagementService:
     ) -> dict[str, Any]: # JSON object; `import_session` reads it back
         "Give a session as data. Raises `SessionNotFound`, `CorruptState`."
         s = self.require_session(session_id).summary
-        return {"format": EXPORT_FORMAT, "version": EXPORT_VERSION, "flow_id": s.flow_id, "session_id": s.session_id, "label": s.label,
-                "current_step": s.current_step, "created_at": s.created_at, "updated_at": s.updated_at, "state": self.get_state(session_id)}
+        return {"format": EXPORT_FORMAT, "version": EXPORT_VERSION, "flow_id": s.flow_id, "session_id": s.session_id,
+                "label": s.label, "current_step": s.current_step, "created_at": s.created_at, "updated_at": s.updated_at,
+                "state": self.get_state(session_id)}
 
     def import_session(self,
         data: Any, # What `export_session` gave, as parsed JSON
     ) -> str: # Id of the new session
         "Create a session from data, under a fresh id and for this owner. Raises `InvalidInput`, `NotJSON`."
         data = check_export(data)
-        if data.get("flow_id") != self._flow_id: raise InvalidInput("file", f"belongs to workflow {_brief(data.get('flow_id'))}, not to {self._flow_id!r}")
+        if data.get("flow_id") != self._flow_id:
+            raise InvalidInput("file", f"belongs to workflow {_brief(data.get('flow_id'))}, not to {self._flow_id!r}")
         return self.create_session(data.get("label"), state=data["state"], current_step=data.get("current_step"))
 
     # -- what the callbacks make of a session ------------------------------------------------------------------------------
@@ -359,7 +371,8 @@ class SessionManagementService:
         if isinstance(state, CorruptState): return EnrichedSessionSummary(summary, self._resolve_label(summary, None), {}, str(state))
         fields, problem = {}, ""
         if self.enricher:
-            try: fields = {str(k): showable(str(v)) for k, v in self.enricher(json.loads(json.dumps(state)) if self.label_generator else state).items()}   # each callback has a copy of its own
+            own = json.loads(json.dumps(state)) if self.label_generator else state   # each callback has a copy of its own
+            try: fields = {str(k): showable(str(v)) for k, v in self.enricher(own).items()}
             except Exception: problem = _log_failure("enricher", summary)
         return EnrichedSessionSummary(summary, self._resolve_label(summary, state), fields, problem)
 
@@ -376,10 +389,15 @@ class SessionManagementService:
         "Bring up to date what the store sorts and searches by, at most `REFRESHED` sessions a request."
         outdated = self.store.outdated_shown(self._flow_id, self._version, owner=self._owner, limit=REFRESHED)
         if not outdated: return
-        if len(outdated) == REFRESHED: log.warning("flow %s: more than %d sessions were written since they were last sorted or searched; the first answers leave some out", self._flow_id, REFRESHED)
-        shown = [(row.summary, Shown(row.resolved_label, tuple((k, sort_text(v)) for k, v in row.enriched_fields.items()))) for row in self._enrich(outdated)]
+        if len(outdated) == REFRESHED:
+            log.warning("flow %s: over %d sessions were written since it was sorted or searched; this answer leaves some out", self._flow_id, REFRESHED)
+        shown = [(row.summary, _shown(row)) for row in self._enrich(outdated)]
         try: self.store.save_shown(self._flow_id, self._version, shown)
-        except StoreError as e: log.warning("flow %s is sorted and searched by older titles: %s", self._flow_id, e)   # no reason to show no list
+        except StoreError as e: # No reason to show no list
+            log.warning("flow %s is sorted and searched by older titles: %s", self._flow_id, e)
+
+def _shown(row: EnrichedSessionSummary) -> Shown: # What a store keeps of a row
+    return Shown(row.resolved_label, tuple((k, sort_text(v)) for k, v in row.enriched_fields.items()))
 
 PAGE = 1000 # States read by one query
 REFRESHED = 10_000 # Sessions whose title and fields one request recomputes

@@ -137,7 +137,8 @@ class SQLiteConnections:
         connection = self.get()
         if connection.in_transaction: return connection, True
         if not self.in_memory and connection.file != (file := file_of(self.path)):   # type: ignore[attr-defined]
-            if file is None: raise StoreUnavailable(self.path, "the file is gone: check that the folder exists and put it back, or start again for an empty store")
+            if file is None:
+                raise StoreUnavailable(self.path, "the file is gone: check that the folder exists and put it back, or start anew with an empty store")
             self._turn += 1
             connection = self.get()
         connection.execute("BEGIN IMMEDIATE")
@@ -149,7 +150,7 @@ class SQLiteConnections:
         return found
 
     def close(self) -> None:
-        "Close this thread's connection now and another's at its next use or with its thread; one in memory is kept, or its content would be gone."
+        "Close this thread's connection now, another's at its next use or with its thread; one in memory stays, or its content were gone."
         if self.in_memory: return
         self._turn += 1
         connection = self._own.__dict__.get("connection")
@@ -203,4 +204,5 @@ class Transaction:
         try:
             if commit: self.connection.execute("COMMIT")
         finally:
-            if self.connection.in_transaction: self.connection.execute("ROLLBACK")   # SQLite has rolled back by itself after some errors
+            # SQLite has rolled back by itself after some errors.
+            if self.connection.in_transaction: self.connection.execute("ROLLBACK")

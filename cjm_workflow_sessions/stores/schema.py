@@ -47,7 +47,8 @@ MIGRATIONS = (
 # %% ../../nbs/stores/schema.ipynb #6f19a38c
 SUMMARY = "s.flow_id, s.session_id, s.label, s.current_step, s.created_at, s.updated_at, s.size, s.owner, s.deleted_at"
 INSERT = """INSERT INTO wfs_session
-    (flow_id, session_id, owner, label, current_step, created_at, updated_at, size, title, deleted_at) VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT(flow_id, session_id) DO NOTHING RETURNING id"""
+    (flow_id, session_id, owner, label, current_step, created_at, updated_at, size, title, deleted_at)
+    VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT(flow_id, session_id) DO NOTHING RETURNING id"""
 PUT = """INSERT INTO wfs_value(id, bytes, key, value) VALUES(?,?,?,?)
     ON CONFLICT(id, key) DO UPDATE SET bytes = excluded.bytes, value = excluded.value"""
 TALLY = """INSERT INTO wfs_tally(flow_id, owner, n) VALUES(?,?,?)

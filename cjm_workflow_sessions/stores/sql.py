@@ -37,7 +37,8 @@ def key_rows(
     state: Mapping[str, Any], # Values that JSON can hold
 ) -> list[KeyRow]:
     "Write each value. Raises `NotJSON` before anything is stored."
-    rows = {key_text(k): dump_json(k, v) for k, v in state.items()}   # 1 and "1" are one key in JSON; the last wins, as in `json.loads`
+    # 1 and "1" are one key in JSON, and the last wins, as in `json.loads`.
+    rows = {key_text(k): dump_json(k, v) for k, v in state.items()}
     return list(rows.items())
 
 def row_bytes(
@@ -439,7 +440,8 @@ class SQLSessionStore:
         where, args = _scope(flow_id, owner, search, in_trash)
         start, limit = max(start, 0), max(limit, 0)
         def read(total: int|None, anchor: Anchor|None) -> list[tuple]:
-            return self.rows(*sql.page_query(order, where, args, field_text=self.field_text, start=start, limit=limit, total=total, anchor=anchor))
+            return self.rows(*sql.page_query(order, where, args, field_text=self.field_text, start=start, limit=limit,
+                                             total=total, anchor=anchor))
         rows = read(total, anchor)
         as_told = total is not None and start < total and len(rows) == min(limit, total - start)
         outdated = len(rows) < limit and not as_told and (anchor or total is not None)   # the list has changed since they were true
@@ -469,7 +471,8 @@ class SQLSessionStore:
         "Read several states by one query; a damaged one is given as the error it would raise."
         session_ids = [s for s in session_ids if showable(s) == s]   # one that is no text must not hide the others
         if not session_ids: return {}
-        mine, args = ("", ()) if owner is None else (" AND coalesce(s.owner, '') = ?", (owner,))   # no index on it here: the ids are few, the owner's rows many
+        # Not `s.owner = ?`, for which a planner may take the owner's index and read all of the owner's rows.
+        mine, args = ("", ()) if owner is None else (" AND coalesce(s.owner, '') = ?", (owner,))
         wanted = f"s.flow_id = ? AND s.deleted_at IS NULL{mine} AND s.session_id IN ({sql.marks(len(session_ids))})"
         rows = self.rows(f"""SELECT s.session_id, v.key, v.value FROM wfs_session s LEFT JOIN wfs_value v ON v.id = s.id
             WHERE {wanted} ORDER BY v.seq""", (flow_id, *args, *session_ids))

@@ -51,8 +51,8 @@ class SQLiteSessionStore(SQLSessionStore):
             if found > MIGRATIONS[-1].number: raise StoreTooNew(self.where, found, MIGRATIONS[-1].number)
             return found
         if "workflow_state" in tables and self._db.rows("SELECT 1 FROM workflow_state LIMIT 1"):
-            raise StoreError(self.where, "the file belongs to cjm-workflow-state: give the service that library's store as it is, or copy it "
-                                         f"with import_cjm({self.where!r}, open_store('sqlite:///new.db'))")
+            raise StoreError(self.where, "the file belongs to cjm-workflow-state: give the service that library's store as it is, "
+                                         f"or copy it with import_cjm({self.where!r}, open_store('sqlite:///new.db'))")
         return 0
 
     def _use_wal(self, patience_s: float) -> None:
@@ -64,7 +64,8 @@ class SQLiteSessionStore(SQLSessionStore):
                 if "lock" not in e.reason or time.monotonic() > deadline: raise
                 time.sleep(0.01)
                 continue
-            if mode != [("wal",)]: raise StoreUnavailable(self.where, "write-ahead logging does not work there: put the file on a disk of this machine")
+            if mode != [("wal",)]:
+                raise StoreUnavailable(self.where, "write-ahead logging does not work there: put the file on a disk of this machine")
 
     def _migrate(self) -> None:
         with self._db.transaction() as db:
@@ -72,7 +73,8 @@ class SQLiteSessionStore(SQLSessionStore):
             (found,) = db.execute("SELECT coalesce(max(number), 0) FROM wfs_migration").fetchone()   # another process may have done it
             for migration in MIGRATIONS[found:]:
                 for statement in migration.statements: db.execute(statement.format(ID="INTEGER PRIMARY KEY"))
-                db.execute("INSERT INTO wfs_migration(number, name, applied_at) VALUES(?,?,?)", (migration.number, migration.name, now_us()))
+                db.execute("INSERT INTO wfs_migration(number, name, applied_at) VALUES(?,?,?)",
+                           (migration.number, migration.name, now_us()))
 
     # -- what SQLSessionStore asks for ---------------------------------------------------------------------------------
     def rows(self,
@@ -95,7 +97,8 @@ class SQLiteSessionStore(SQLSessionStore):
     # -- the file ------------------------------------------------------------------------------------------------------
     def check(self) -> None:
         "Write something that changes nothing. Raises the `StoreError` that says why it cannot."
-        with self.transaction() as run: run("UPDATE wfs_migration SET applied_at = applied_at + 1")   # committed: only a commit reaches the disk
+        # Committed, for only a commit reaches the disk, and changed, for SQLite does not write what is the same.
+        with self.transaction() as run: run("UPDATE wfs_migration SET applied_at = applied_at + 1")
 
     def close(self) -> None:
         "Close every connection; a later call opens a new one."
