@@ -26,7 +26,7 @@ test: setup assets ## The notebooks and the tests
 	$(PYTHON) -m pytest
 
 demo: setup assets ## The ingest workflow on real files; HOST, PORT and DATA from the environment
-	.venv/bin/cjm-workflow-sessions demo
+	.venv/bin/cjm-workflow-sessions demo $(ARGS)
 
 assets: $(ASSETS) ## The css and js of the page, into cjm_workflow_sessions/static/
 

@@ -14,9 +14,10 @@ class SessionError(Exception):
 class SessionNotFound(SessionError, LookupError):
     "Raised when a session does not exist, is in the trash, or belongs to somebody else."
     def __init__(self,
-        session_id: str, # As asked for; shortened in the message
+        session_id: str|None, # As asked for; shortened in the message. None: this browser has none yet
     ):
-        super().__init__(f"session {session_id[:36]!r} not found: it may have been deleted; choose one from the list")
+        if session_id is None: super().__init__("session not found: this browser works in none yet; create or resume one")
+        else: super().__init__(f"session {session_id[:36]!r} not found: it may have been deleted; choose one from the list")
         self.session_id = session_id
 
 class SessionExists(SessionError):
@@ -48,7 +49,10 @@ class NotJSON(SessionError, TypeError):
 
 class NotSignedIn(SessionError):
     "Raised when the host's `get_owner` names nobody for a request."
-    def __init__(self): super().__init__("nobody is signed in: sign in and try again")
+    def __init__(self,
+        advice: str = "sign in and try again", # What to do
+    ):
+        super().__init__(f"nobody is signed in: {advice}")
 
 class CrossOrigin(SessionError):
     "Raised when a request that changes something was sent by a page of another origin."

@@ -5,6 +5,7 @@
 (() => {
   "use strict";
   const htmx = window.htmx;
+  if (!htmx) return; // the page's forms and links work by themselves
   const byId = (id) => document.getElementById(id);
   const TYPING = "input, textarea, select, [contenteditable]:not([contenteditable='false'])";
   const MOVE_KEYS = { ArrowUp: "up", ArrowDown: "down", PageUp: "page_up", PageDown: "page_down", Home: "first", End: "last" };
@@ -158,7 +159,7 @@
     drag(e) {
       e.preventDefault();
       const track = this.track, box = track.getBoundingClientRect(), last = +track.dataset.maxPosition;
-      const to = (y) => this.move("to", Math.round(Math.min(1, Math.max(0, (y - box.top) / box.height)) * last));
+      const to = (y) => this.move("window", Math.round(Math.min(1, Math.max(0, (y - box.top) / box.height)) * last));
       to(e.clientY);
       const stop = new AbortController(), on = (name, f) => window.addEventListener(name, f, { signal: stop.signal });
       on("pointermove", (m) => to(m.clientY));
@@ -246,7 +247,7 @@
   // messages move into the dialog while one is open.
   function placeMessages() {
     for (const { root } of managers) {
-      const area = byId(root.dataset.alerts), home = document.querySelector("dialog[open] form, dialog[open] .modal-box") ?? document.querySelector("main");
+      const area = byId(root.dataset.alerts), home = document.querySelector("dialog[open] form, dialog[open] .modal-box") ?? root;
       if (area && home && area.parentElement !== home && area.childElementCount) home.append(area);
       for (const alert of area?.children ?? []) if (!alert.timer) expire(alert);
       while (area?.childElementCount > 3) area.firstElementChild.remove();
@@ -288,6 +289,7 @@
 
   document.addEventListener("click", (e) => {
     if (e.target.closest("[data-close]")) e.target.closest("dialog")?.close();
+    if (e.target.closest("[data-dismiss]")) e.target.closest(".alert")?.remove();
   });
   document.addEventListener("close", (e) => { managerOf(e.target)?.closed(e.target); placeMessages(); }, true);
   document.addEventListener("keydown", (e) => managerOf(document.activeElement)?.key(e));

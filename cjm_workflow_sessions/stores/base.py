@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ..errors import CorruptState, InvalidInput
 from ..models import Anchor, Page, SessionSummary
@@ -157,10 +157,11 @@ def open_store(
     if url in ("memory:", "sqlite://:memory:", "sqlite:///:memory:"):
         from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
         return SQLiteSessionStore(":memory:")
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+    path = unquote(url.removeprefix("sqlite:///")) if isinstance(url, str) and url.startswith("sqlite:///") else ""
+    if path.startswith("~"): raise InvalidInput("store", f"{url!r} names a home folder by '~', which is not expanded here: write the whole path")
+    if path:
         from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
-        return SQLiteSessionStore(Path(unquote(parts.path[1:])))
+        return SQLiteSessionStore(Path(path))
     raise InvalidInput("store", f"{url!r} is not a store address: use sqlite:///file.db (relative), sqlite:////full/path/file.db or memory:")
 
 def as_store(

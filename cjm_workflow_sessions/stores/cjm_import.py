@@ -126,9 +126,11 @@ def import_cjm(
     owner: str = "", # Given to every session that has no owner yet
     flow_ids: Iterable[str] = (), # Flows of the host, needed only if session ids hold ":"
 ) -> ImportReport:
-    "Copy every session that `into` does not have. Raises `StoreError` if the old file cannot be read or the new store not written."
+    "Copy every session that `into` does not have. Raises `StoreError` if a file cannot be read or written, `InvalidInput`."
     path = Path(old_file)
     check_text(owner=owner)
+    if not hasattr(into, "insert_sessions"):
+        raise InvalidInput("into", f"must be a store such as open_store('sqlite:///new.db'), not {type(into).__name__}")
     try:
         with store_errors(str(path)), closing(_open_read_only(path)) as db:
             reader = _Reader(_old_rows(db, str(path)), owner, tuple(flow_ids))

@@ -36,7 +36,8 @@ def key_text(
 def key_rows(
     state: Mapping[str, Any], # Values that JSON can hold
 ) -> list[KeyRow]:
-    "Write each value. Raises `NotJSON` before anything is stored."
+    "Write each value. Raises `NotJSON` before anything is stored, `InvalidInput` if the state is no dict."
+    if not isinstance(state, Mapping): raise InvalidInput("state", f"must be a dict of keys and values, not {type(state).__name__}")
     # 1 and "1" are one key in JSON, and the last wins, as in `json.loads`.
     rows = {key_text(k): dump_json(k, v) for k, v in state.items()}
     return list(rows.items())
