@@ -70,13 +70,15 @@ def columns(
 def settings_of(args: argparse.Namespace) -> Settings:
     "Read the settings, overridden by the arguments. Raises `InvalidInput`."
     names = ("store", "flow_id", "host", "port", "data", "folder", "users", "idle_days")
-    return load_settings(args.settings, **{name: getattr(args, name) for name in names if getattr(args, name, None) is not None})
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    return load_settings(args.settings, **given)
 
 def store_file(
     url: str, # Address of a store
 ) -> Path|None: # Its file; None if it has none
     "Name the file behind an address."
-    return Path(unquote(url.removeprefix("sqlite:///"))) if url.startswith("sqlite:///") and ":memory:" not in url else None
+    if not url.startswith("sqlite:///") or ":memory:" in url: return None
+    return Path(unquote(url.removeprefix("sqlite:///")))
 
 def service_of(
     args: argparse.Namespace, # With `owner`
@@ -87,7 +89,8 @@ def service_of(
     "Open the store. Raises `InvalidInput`, `StoreError`."
     file = store_file(settings.store_url)
     if file and not make and not file.is_file():
-        raise InvalidInput("store", f"there is no file {str(file)!r}: name your store with --store sqlite:///path/to/file.db, or start the demo, which makes one")
+        ways = "name your store with --store sqlite:///path/to/file.db, or start the demo, which makes one"
+        raise InvalidInput("store", f"there is no file {str(file)!r}: {ways}")
     service = SessionManagementService(open_store(settings.store_url), settings.flow_id, trash_s=settings.trash_s)
     return service.for_owner(args.owner) if args.owner else service
 
@@ -98,11 +101,13 @@ def run_list(args: argparse.Namespace) -> int:
     service = service_of(args, settings)
     page = service.page(limit=args.limit)
     table = [("id", "step", "updated (UTC)", "size", "owner", "name"), *map(list_line, page.rows)]
-    others = {flow: n for flow, n in service.store.list_flows().items() if flow != settings.flow_id and not args.owner}
     lines = [*(columns(table) if page.rows else ()), f"{count(page.total, 'session')} of flow {printable(settings.flow_id)}"]
     if len(page.rows) < page.total: lines.append(f"{len(page.rows):,} are shown; --limit shows more")
-    if others: lines.append(f"Other flows here, for --flow: {', '.join(f'{printable(flow)} ({n:,})' for flow, n in others.items())}")
-    tell(args, {"flow_id": settings.flow_id, "total": page.total, "sessions": [asdict(row.summary) for row in page.rows]}, *lines)
+    flows = () if args.owner else service.store.list_flows().items()
+    others = [f"{printable(flow)} ({n:,})" for flow, n in flows if flow != settings.flow_id]
+    if others: lines.append(f"Other flows here, for --flow: {', '.join(others)}")
+    sessions = [asdict(row.summary) for row in page.rows]
+    tell(args, {"flow_id": settings.flow_id, "total": page.total, "sessions": sessions}, *lines)
     return 0
 
 def list_line(
@@ -110,7 +115,13 @@ def list_line(
 ) -> tuple[str, ...]: # Text of each column
     "Write a session as one line."
     s = row.summary
-    return s.session_id, s.current_step or "-", s.updated_at[:19], format_bytes(s.state_size_bytes), printable(s.owner) or "-", printable(row.resolved_label)
+    return (
+        s.session_id,
+        s.current_step or "-",
+        s.updated_at[:19],
+        format_bytes(s.state_size_bytes),
+        printable(s.owner) or "-",
+        printable(row.resolved_label))
 
 def run_show(args: argparse.Namespace) -> int:
     "Show one session with its state."
@@ -135,7 +146,8 @@ def run_export(args: argparse.Namespace) -> int:
 def run_import(args: argparse.Namespace) -> int:
     "Make a session of an exported one."
     try: text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e: raise InvalidInput("file", f"{args.file!r} cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise InvalidInput("file", f"{args.file!r} cannot be read: {getattr(e, 'strerror', None) or e}") from e
     try: data = json.loads(text)
     except (ValueError, RecursionError) as e: raise InvalidInput("file", f"{args.file!r} is no JSON: {e}") from e
     session_id = service_of(args, settings_of(args), make=True).import_session(data)
@@ -146,7 +158,8 @@ def run_import_cjm(args: argparse.Namespace) -> int: # 1 if rows of the old file
     "Copy the sessions of a cjm-workflow-state file."
     into: Any = service_of(args, settings_of(args), make=True).store
     report = import_cjm(args.old, into, owner=args.owner or "", flow_ids=[args.flow_id] if args.flow_id else [])
-    summary = f"{count(report.imported, 'session')} copied, {report.skipped:,} were here already, {len(report.damaged):,} cannot be read"
+    copied = f"{count(report.imported, 'session')} copied"
+    summary = f"{copied}, {report.skipped:,} were here already, {len(report.damaged):,} cannot be read"
     tell(args, asdict(report), summary, *(f"  {printable(key)}: {printable(why)}" for key, why in report.damaged))
     return 1 if report.damaged else 0
 
@@ -157,9 +170,9 @@ def run_cleanup(args: argparse.Namespace) -> int:
     report = (service.cleanup_preview if args.dry_run else service.cleanup)(idle_s=settings.idle_s)
     verb = "would be" if args.dry_run else "were"
     idle = f"idle for {settings.idle_days:,} days" if settings.idle_days else "idle (no limit is set: --idle-days)"
-    trashed, purged = (count(n, "session") for n in (len(report.trashed), report.purged))
-    tell(args, asdict(report) | {"dry_run": args.dry_run}, *report.trashed,
-         f"{trashed} {idle} {verb} put into the trash; {purged} that lay there for {settings.trash_hours:,} hours {verb} deleted for good")
+    trashed = f"{count(len(report.trashed), 'session')} {idle} {verb} put into the trash"
+    purged = f"{count(report.purged, 'session')} that lay there for {settings.trash_hours:,} hours {verb} deleted for good"
+    tell(args, asdict(report) | {"dry_run": args.dry_run}, *report.trashed, f"{trashed}; {purged}")
     return 0
 
 # %% ../nbs/cli.ipynb #36e7b130
@@ -168,9 +181,12 @@ def run_demo(args: argparse.Namespace) -> int:
     from cjm_workflow_sessions.demo.app import serve   # the only command that needs FastHTML
     settings = settings_of(args)
     def ready(url: str) -> None:
-        tell(args, {"url": url, "sessions": url + settings.prefix, "data": str(settings.data)}, f"The ingest demo is at {url}",
-             f"Its sessions are at {url}{settings.prefix}, its data is in {printable(str(settings.data))}. Ctrl-C stops it.")
-        if settings.host not in ("127.0.0.1", "localhost", "::1"): say("Careful: whoever reaches this address can see what is in the files that this program can read.", stream=sys.stderr)
+        sessions, data = url + settings.prefix, str(settings.data)
+        where = f"Its sessions are at {sessions}, its data is in {printable(data)}. Ctrl-C stops it."
+        tell(args, {"url": url, "sessions": sessions, "data": data}, f"The ingest demo is at {url}", where)
+        if settings.host not in ("127.0.0.1", "localhost", "::1"):
+            careful = "Careful: whoever reaches this address can see what is in the files that this program can read."
+            say(careful, stream=sys.stderr)
     try: serve(settings, ready)
     except KeyboardInterrupt: return 0   # uvicorn has shut down and passes the signal on
     return 0
@@ -185,7 +201,8 @@ class Finding:
 
 def check_settings(args: argparse.Namespace, settings: Settings) -> Iterator[Finding]:
     file = Path(args.settings or "settings.ini")
-    yield Finding("settings", "ok" if file.is_file() else "note", f"{file.absolute()}" if file.is_file() else "no settings.ini here: defaults, environment and arguments are used")
+    if file.is_file(): yield Finding("settings", "ok", str(file.absolute()))
+    else: yield Finding("settings", "note", "no settings.ini here: defaults, environment and arguments are used")
 
 def check_store(args: argparse.Namespace, settings: Settings) -> Iterator[Finding]:
     try:
@@ -193,27 +210,38 @@ def check_store(args: argparse.Namespace, settings: Settings) -> Iterator[Findin
         service.store.check()
         flows, here = service.store.list_flows(), service.count()
     except SessionError as e: yield Finding("store", "problem", str(e))
-    else: yield Finding("store", "ok", f"{service.store.where}: reachable and writable, {count(here, 'session')} of flow {settings.flow_id!r}, {sum(flows.values()):,} in all")
+    else:
+        counts = f"{count(here, 'session')} of flow {settings.flow_id!r}, {sum(flows.values()):,} in all"
+        yield Finding("store", "ok", f"{service.store.where}: reachable and writable, {counts}")
 
 def check_assets(args: argparse.Namespace, settings: Settings) -> Iterator[Finding]:
-    missing = [name for name in ("sessions.css", "sessions.js") if not files("cjm_workflow_sessions").joinpath("static", name).is_file()]
-    if missing: yield Finding("assets", "note", f"not built: {', '.join(missing)}; pages load style and script from a CDN until `make assets` is run")
+    static = files("cjm_workflow_sessions").joinpath("static")
+    missing = [name for name in ("sessions.css", "sessions.js") if not static.joinpath(name).is_file()]
+    if missing:
+        names = ", ".join(missing)
+        yield Finding("assets", "note", f"not built: {names}; pages load style and script from a CDN until `make assets` is run")
     else: yield Finding("assets", "ok", "css and js are built: pages load nothing from elsewhere")
 
 def check_keys(args: argparse.Namespace, settings: Settings) -> Iterator[Finding]:
-    found = [file for file in dict.fromkeys(folder/".sesskey" for folder in (Path("."), settings.data)) if file.is_file()]
+    places = dict.fromkeys(folder/".sesskey" for folder in (Path("."), settings.data))
+    found = [file for file in places if file.is_file()]
     for file in found:
         mode = file.stat().st_mode & 0o777
-        if os.name == "posix" and mode & 0o077: yield Finding("secret key", "problem", f"{file}: mode {mode:04o} lets others of this computer sign cookies: chmod 600 {file}")
+        if os.name == "posix" and mode & 0o077:
+            problem = f"{file}: mode {mode:04o} lets others of this computer sign cookies: chmod 600 {file}"
+            yield Finding("secret key", "problem", problem)
         else: yield Finding("secret key", "ok", f"{file}: mode {mode:04o}")
-    if not found: yield Finding("secret key", "note", "no .sesskey here or in the data folder; an app that is given a secret_key needs none")
+    if not found:
+        absent = "no .sesskey here or in the data folder; an app that is given a secret_key needs none"
+        yield Finding("secret key", "note", absent)
 
 def check_app(args: argparse.Namespace, settings: Settings) -> Iterator[Finding]:
     if not args.app:
         yield Finding("app", "note", "--app module:name looks at the session cookie of your app and at who can see its sessions")
         return
     try: app = load_app(args.app)
-    except Exception as e: yield Finding("app", "problem", f"{args.app} cannot be loaded: {type(e).__name__}: {e}")   # whatever the app's own code raises
+    except Exception as e:   # whatever the app's own code raises
+        yield Finding("app", "problem", f"{args.app} cannot be loaded: {type(e).__name__}: {e}")
     else:
         yield from check_cookie(app)
         yield from check_owner(app)
@@ -253,22 +281,31 @@ def check_cookie(
         return
     name, same_site = options["session_cookie"], str(options.get("same_site", "lax")).lower()
     room = (COOKIE_BYTES - len(name) - 36) // 4 * 3   # base64, then a dot, a time stamp, a dot and the signature
-    if same_site == "none": yield Finding("cookie", "problem", f"{name}: SameSite=none sends it with requests of every other site: use same_site='lax'")
-    else: yield Finding("cookie", "ok", f"{name}: HttpOnly, SameSite={same_site}, kept for {options.get('max_age') or 0:,} s; {room:,} bytes of JSON fit before browsers drop it")
+    if same_site == "none":
+        problem = f"{name}: SameSite=none sends it with requests of every other site: use same_site='lax'"
+        yield Finding("cookie", "problem", problem)
+    else:
+        flags = f"HttpOnly, SameSite={same_site}, kept for {options.get('max_age') or 0:,} s"
+        yield Finding("cookie", "ok", f"{name}: {flags}; {room:,} bytes of JSON fit before browsers drop it")
     if options.get("https_only"): yield Finding("cookie", "ok", f"{name}: Secure")
     else: yield Finding("cookie", "note", f"{name}: not Secure; where the app is served over https pass sess_https_only=True")
     if len(str(options.get("secret_key") or "")) < 16:
-        yield Finding("secret key", "problem", "the app's secret_key is shorter than 16 characters and can be guessed: leave it out, or give a random one")
+        problem = "the app's secret_key is shorter than 16 characters and can be guessed: leave it out, or give a random one"
+        yield Finding("secret key", "problem", problem)
 
 def check_owner(
     app: Any, # FastHTML app
 ) -> Iterator[Finding]:
     "Ask each manager for its page as a stranger."
     paths = [route.path for route in app.routes if str(getattr(route, "name", "")).endswith("_management_page")]
-    if not paths: yield Finding("owner", "problem", "the app has no session manager: call init_session_manager_routers and register each router with .to_app(app)")
+    if not paths:
+        ways = "call init_session_manager_routers and register each router with .to_app(app)"
+        yield Finding("owner", "problem", f"the app has no session manager: {ways}")
     for path in paths:
         status = get_status(app, path)
-        if status == 200: yield Finding("owner", "note", f"{path} shows its sessions to whoever asks: right on one's own computer; else pass get_owner, which says who asks")
+        if status == 200:
+            seen = f"{path} shows its sessions to whoever asks"
+            yield Finding("owner", "note", f"{seen}: right on one's own computer; else pass get_owner, which says who asks")
         else: yield Finding("owner", "ok" if status < 500 else "problem", f"{path} answers {status} to a stranger")
 
 def get_status(
@@ -277,11 +314,24 @@ def get_status(
 ) -> int: # HTTP status
     "Send one request without a server."
     import asyncio   # with the app, so that the other commands start faster
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
-             "root_path": "", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1), "server": ("localhost", 80), "state": {}}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1),
+        "server": ("localhost", 80),
+        "state": {}}
     statuses: list[int] = []
     async def receive() -> dict: return {"type": "http.request", "body": b"", "more_body": False}
-    async def send(message: dict) -> None: statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
+    async def send(message: dict) -> None:
+        if message["type"] == "http.response.start": statuses.append(message["status"])
     async def call() -> None: await app(scope, receive, send)
     try: asyncio.run(call())
     except Exception: return 500   # the app's own mistake, which a server would answer so
@@ -290,26 +340,17 @@ def get_status(
 # %% ../nbs/cli.ipynb #cb28f2f4
 def make_parser() -> argparse.ArgumentParser:
     "Describe the commands."
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--store", metavar="URL", help="session store, such as sqlite:///sessions.db; default: the demo's")
-    common.add_argument("--flow", dest="flow_id", metavar="ID", help="workflow whose sessions are meant; default: ingest")
-    common.add_argument("--owner", metavar="NAME", help="only the sessions of this owner; for an import: whose they become")
-    common.add_argument("--settings", metavar="FILE", help="settings file; default: settings.ini in this folder")
-    common.add_argument("--json", action="store_true", help="write JSON")
-    parser = argparse.ArgumentParser(prog="cjm-workflow-sessions", description="Resumable workflow sessions for FastHTML.",
-                                     epilog="Exit codes: 0 well, 1 not found or a problem found, 2 wrong usage or input.")
+    common = _common_options()
+    parser = argparse.ArgumentParser(
+        prog="cjm-workflow-sessions", description="Resumable workflow sessions for FastHTML.",
+        epilog="Exit codes: 0 well, 1 not found or a problem found, 2 wrong usage or input.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     def command(name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         made = commands.add_parser(name, parents=[common], help=run.__doc__, description=run.__doc__)
         made.set_defaults(run=run)
         return made
-    demo = command("demo", run_demo)
-    demo.add_argument("--folder", metavar="DIR", help="folder to offer; default: 200 sample files")
-    demo.add_argument("--users", action="store_true", default=None, help="ask for a name and keep people apart")
-    demo.add_argument("--host", help="address to listen on; default: 127.0.0.1, or HOST")
-    demo.add_argument("--port", help="default: 5001, or PORT; 0 takes a free one")
-    demo.add_argument("--data", metavar="DIR", help="where sessions, catalogue, samples and key are kept; default: .demo, or DATA")
+    _add_demo_options(command("demo", run_demo))
     command("list", run_list).add_argument("--limit", type=int, default=100, help="sessions shown; default: 100")
     command("show", run_show).add_argument("id", help="session id")
     export = command("export", run_export)
@@ -320,8 +361,25 @@ def make_parser() -> argparse.ArgumentParser:
     cleanup = command("cleanup", run_cleanup)
     cleanup.add_argument("--dry-run", action="store_true", help="only say what would be done")
     cleanup.add_argument("--idle-days", metavar="N", help="trash what nobody touched for so long; default: from the settings")
-    command("doctor", run_doctor).add_argument("--app", metavar="MODULE:NAME", help="a FastHTML app, or a function that makes one")
+    doctor = command("doctor", run_doctor)
+    doctor.add_argument("--app", metavar="MODULE:NAME", help="a FastHTML app, or a function that makes one")
     return parser
+
+def _common_options() -> argparse.ArgumentParser: # Parent of every command's parser
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", metavar="URL", help="session store, such as sqlite:///sessions.db; default: the demo's")
+    common.add_argument("--flow", dest="flow_id", metavar="ID", help="workflow whose sessions are meant; default: ingest")
+    common.add_argument("--owner", metavar="NAME", help="only the sessions of this owner; for an import: whose they become")
+    common.add_argument("--settings", metavar="FILE", help="settings file; default: settings.ini in this folder")
+    common.add_argument("--json", action="store_true", help="write JSON")
+    return common
+
+def _add_demo_options(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--folder", metavar="DIR", help="folder to offer; default: 200 sample files")
+    demo.add_argument("--users", action="store_true", default=None, help="ask for a name and keep people apart")
+    demo.add_argument("--host", help="address to listen on; default: 127.0.0.1, or HOST")
+    demo.add_argument("--port", help="default: 5001, or PORT; 0 takes a free one")
+    demo.add_argument("--data", metavar="DIR", help="holds sessions, catalogue, samples and key; default: .demo, or DATA")
 
 def main(
     argv: list[str]|None = None, # Arguments; None takes those of the process

@@ -44,7 +44,8 @@ class Settings:
         return self.store or f"sqlite:///{quote(str(self.data/'sessions.db'))}"
 
     @property
-    def idle_s(self) -> int|None: return None if self.idle_days is None else self.idle_days * 86_400 # Seconds, for `service.cleanup`
+    def idle_s(self) -> int|None: # Seconds, for `service.cleanup`
+        return None if self.idle_days is None else self.idle_days * 86_400
 
     @property
     def trash_s(self) -> int: return self.trash_hours * 3600 # Seconds, for `SessionManagementService`
@@ -73,13 +74,24 @@ def _like(
         raise ValueError(reason)
     return read
 
-_TEXT = _like(r"[^\x00]*", "must not hold the character NUL")
+def _folder(text: str) -> Path:
+    return Path(_like(r"[^\x00]+", "must name a folder")(text)).expanduser()
+
+def _days(text: str) -> int|None:
+    return None if text in ("", "None") else _whole(1, 36_500)(text)
+
 READERS: dict[str, Callable[[str], Any]] = { # Setting → reads its text, raises ValueError with the reason
     "store": _like(r"|memory:|sqlite:///[^\x00]+", "must be an address like sqlite:///sessions.db or memory:"),
-    "flow_id": _like(r"[^\x00]+", "must name a workflow"), "prefix": _like(r"(/[\w.~-]+)+/?", "must be a path like /manage/sessions"),
-    "host": _like(r"[\w.:%-]+", "must be an address like 127.0.0.1"), "port": _whole(0, 65_535),
-    "data": lambda text: Path(_like(r"[^\x00]+", "must name a folder")(text)).expanduser(), "folder": _TEXT, "users": _switch,
-    "max_files": _whole(1, 100_000), "idle_days": lambda text: None if text in ("", "None") else _whole(1, 36_500)(text), "trash_hours": _whole(1, 87_600)}
+    "flow_id": _like(r"[^\x00]+", "must name a workflow"),
+    "prefix": _like(r"(/[\w.~-]+)+/?", "must be a path like /manage/sessions"),
+    "host": _like(r"[\w.:%-]+", "must be an address like 127.0.0.1"),
+    "port": _whole(0, 65_535),
+    "data": _folder,
+    "folder": _like(r"[^\x00]*", "must not hold the character NUL"),
+    "users": _switch,
+    "max_files": _whole(1, 100_000),
+    "idle_days": _days,
+    "trash_hours": _whole(1, 87_600)}
 
 def read_setting(
     name: str, # One of `READERS`
@@ -99,11 +111,14 @@ def read_file(
     path: Path, # An ini file, with the settings under [DEFAULT]
 ) -> dict[str, str]: # Setting → text
     "Read the settings of a file. Raises `InvalidInput`."
-    if path.exists() and not os.access(path, os.R_OK): raise InvalidInput(str(path), "cannot be read: check its owner and mode")   # Config would pass over it
+    if path.exists() and not os.access(path, os.R_OK):   # Config would pass over it
+        raise InvalidInput(str(path), "cannot be read: check its owner and mode")
     try: found = Config(path.parent, path.name, interpolation=None).d
-    except (configparser.Error, UnicodeDecodeError) as e: raise InvalidInput(str(path), f"is no settings file: {' '.join(str(e).split())}") from e
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise InvalidInput(str(path), f"is no settings file: {' '.join(str(e).split())}") from e
     known = {name: found[name] for name in READERS if name in found}
-    if known and (other := [name for name in found if name not in READERS]): log.warning("%s: %s: no such setting; there are %s", path, ", ".join(other), ", ".join(READERS))
+    other = [name for name in found if name not in READERS]
+    if known and other: log.warning("%s: %s: no such setting; there are %s", path, ", ".join(other), ", ".join(READERS))
     return known
 
 def load_settings(
@@ -113,12 +128,15 @@ def load_settings(
 ) -> Settings:
     "Read the settings. Raises `InvalidInput` naming the setting, or the file that is missing."
     if path is not None and not Path(path).is_file(): raise InvalidInput(str(path), "there is no such settings file")
-    if unknown := overrides.keys() - READERS.keys(): raise InvalidInput(", ".join(sorted(unknown)), f"no such setting; there are {', '.join(READERS)}")
+    if unknown := overrides.keys() - READERS.keys():
+        raise InvalidInput(", ".join(sorted(unknown)), f"no such setting; there are {', '.join(READERS)}")
     environ = os.environ if environ is None else environ
     file = Path(path or "settings.ini")
-    values = {name: read_setting(name, text, f"{name} in {file}") for name, text in read_file(file).items() if text.strip()}
+    set_in_file = {name: text for name, text in read_file(file).items() if text.strip()}
+    values = {name: read_setting(name, text, f"{name} in {file}") for name, text in set_in_file.items()}
     for name in READERS:
-        variable = next((v for v in (PREFIX + name.upper(), SHORT.get(name, "")) if environ.get(v, "").strip()), None)
+        candidates = (PREFIX + name.upper(), SHORT.get(name, ""))
+        variable = next((v for v in candidates if environ.get(v, "").strip()), None)
         if variable: values[name] = read_setting(name, environ[variable], variable)
         if overrides.get(name) is not None: values[name] = read_setting(name, overrides[name], name)
     return Settings(**values)

@@ -25,7 +25,9 @@ class StrictPolicy:
         await self.app(scope, receive, with_policy)
 
 
-def make_service(): return SessionManagementService(open_store(os.environ["STORE"]), "ingest", enricher=lambda state: {"files": f"{state.get('n', 0)} files"})
+def make_service():
+    store = open_store(os.environ["STORE"])
+    return SessionManagementService(store, "ingest", enricher=lambda state: {"files": f"{state.get('n', 0)} files"})
 
 
 def make_app():

@@ -18,6 +18,8 @@ AXE = HERE.parent / "node_modules" / "axe-core" / "axe.min.js"
 BROWSER_ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+REPORT_REFUSALS = """document.addEventListener('securitypolicyviolation',
+    refused => console.error('CSP ' + refused.violatedDirective + ' ' + refused.sample))"""
 
 
 @contextlib.contextmanager
@@ -72,11 +74,23 @@ def free_port():
 def watch(page):
     "Collect what must not happen on a page: errors, refused scripts, requests to other machines, dialogs that a label opened."
     page.trouble = []
-    page.on("console", lambda m: page.trouble.append(m.text) if m.type in ("error", "warning") and not m.text.startswith("Failed to load resource") else None)
-    page.on("pageerror", lambda e: page.trouble.append(str(e)))
-    page.on("dialog", lambda d: (page.trouble.append(f"dialog {d.message}"), d.dismiss()))
-    page.on("request", lambda r: page.trouble.append(f"request to {r.url}") if not r.url.startswith(("http://127.0.0.1:", "data:", "blob:")) else None)
-    page.add_init_script("document.addEventListener('securitypolicyviolation', e => console.error('CSP ' + e.violatedDirective + ' ' + e.sample))")
+
+    def console(said):
+        expected = said.text.startswith("Failed to load resource")
+        if said.type in ("error", "warning") and not expected: page.trouble.append(said.text)
+
+    def dialog(opened):
+        page.trouble.append(f"dialog {opened.message}")
+        opened.dismiss()
+
+    def request(sent):
+        if not sent.url.startswith(("http://127.0.0.1:", "data:", "blob:")): page.trouble.append(f"request to {sent.url}")
+
+    page.on("console", console)
+    page.on("pageerror", lambda error: page.trouble.append(str(error)))
+    page.on("dialog", dialog)
+    page.on("request", request)
+    page.add_init_script(REPORT_REFUSALS)
     return page
 
 

@@ -11,8 +11,26 @@ import manager_app
 from cjm_workflow_sessions.utils import format_relative_time
 from support import PHONE, Server, axe
 
-HOSTILE = ["<img src=x onerror=\"alert(1)\">", "\\'); alert(1); //", "'); alert(1); ('", "ends with \\", "two\nlines", "&lt;b&gt;", "\u202eright to left", "🎉 party", "\"quoted\" 'both'",
-           "</script><script>alert(1)</script>", "${alert(1)}", "x" * 900]
+HOSTILE = [
+    "<img src=x onerror=\"alert(1)\">",
+    "\\'); alert(1); //",
+    "'); alert(1); ('",
+    "ends with \\",
+    "two\nlines",
+    "&lt;b&gt;",
+    "\u202eright to left",
+    "🎉 party",
+    "\"quoted\" 'both'",
+    "</script><script>alert(1)</script>",
+    "${alert(1)}",
+    "x" * 900]
+
+SET_TIME = """moment => {
+    const shown = document.querySelector('time[data-ago]');
+    shown.dateTime = moment;
+    shown.textContent = '?';
+    document.dispatchEvent(new Event('htmx:afterSettle'));
+}"""
 
 
 @pytest.fixture
@@ -27,12 +45,14 @@ def served(tmp_path, monkeypatch):
 
 
 def fill(service, n, label="Session {:03}"):
-    return [service.create_session(label.format(i), state={"n": i}, current_step=("pick", "process", "review")[i % 3]) for i in range(n)]
+    steps = ("pick", "process", "review")
+    return [service.create_session(label.format(i), state={"n": i}, current_step=steps[i % 3]) for i in range(n)]
 
 
 def open_manager(context, url):
     page = context.new_page()
-    with page.expect_response(lambda r: "/vc/update_viewport" in r.url): page.goto(url)   # at no size of these tests do the 20 rows of the first render fit
+    # At no size of these tests do the 20 rows of the first render fit
+    with page.expect_response(lambda r: "/vc/update_viewport" in r.url): page.goto(url)
     page.wait_for_timeout(150)
     return page
 
@@ -135,7 +155,8 @@ def test_held_key_on_a_slow_link_loses_no_step(served, visitor):
     page = open_manager(context, served.page)
     slow = context.new_cdp_session(page)
     slow.send("Network.enable")
-    slow.send("Network.emulateNetworkConditions", {"offline": False, "latency": 120, "downloadThroughput": -1, "uploadThroughput": -1})
+    link = {"offline": False, "latency": 120, "downloadThroughput": -1, "uploadThroughput": -1}
+    slow.send("Network.emulateNetworkConditions", link)
     sent = []
     page.on("request", lambda r: sent.append(r.url) if "/vc/move" in r.url else None)
     page.focus('[role="grid"]')
@@ -175,7 +196,8 @@ def test_phone(served, visitor):
     assert link.get_attribute("title").endswith("number 099") and link.bounding_box()["width"] < 300
     first = labels(page)[0]
     touch = context.new_cdp_session(page)
-    touch.send("Input.synthesizeScrollGesture", {"x": 120, "y": 600, "yDistance": -350, "gestureSourceType": "touch", "speed": 1200})
+    swipe = {"x": 120, "y": 600, "yDistance": -350, "gestureSourceType": "touch", "speed": 1200}
+    touch.send("Input.synthesizeScrollGesture", swipe)
     expect(page.locator("#wsm_sess-footer")).not_to_contain_text("Showing 1-")
     assert labels(page)[0] != first
     rows(page).first.get_by_role("button", name="Delete").tap()
@@ -185,18 +207,19 @@ def test_phone(served, visitor):
 
 def test_hostile_labels_are_text_everywhere(served, visitor):
     ids = [served.service.create_session(label) for label in HOSTILE]
-    context = visitor()
-    for i, session_id in enumerate(ids):
-        page = open_manager(context, served.page) if i == 0 else page
+    page = open_manager(visitor(), served.page)
+    for label, session_id in zip(HOSTILE, ids):
+        one_line = label.replace("\n", " ") + "!"
         row = page.locator(f'[data-session="{session_id}"]')
         row.get_by_role("button", name="Rename").click()
-        assert page.get_by_label("Name", exact=True).input_value() == HOSTILE[i].replace("\n", "")   # a one-line field
-        page.get_by_label("Name", exact=True).fill(HOSTILE[i].replace("\n", " ") + "!")
+        field = page.get_by_label("Name", exact=True)
+        assert field.input_value() == label.replace("\n", "")   # a one-line field
+        field.fill(one_line)
         dialog(page).get_by_role("button", name="Rename").click()
         expect(dialog(page)).to_have_count(0)
-        assert served.service.get_session(session_id).resolved_label == HOSTILE[i].replace("\n", " ") + "!"
+        assert served.service.get_session(session_id).resolved_label == one_line
         row.get_by_role("button", name="Delete").click()
-        expect(page.locator("#wsm-delete-modal-body")).to_have_text(HOSTILE[i].replace("\n", " ") + "!", use_inner_text=False)
+        expect(page.locator("#wsm-delete-modal-body")).to_have_text(one_line, use_inner_text=False)
         dialog(page).get_by_role("button", name="Delete").click()
         expect(row).to_have_count(0)
     page.get_by_role("link", name="Recently deleted").click()
@@ -251,7 +274,7 @@ def test_sort_search_and_place_survive_rename_delete_and_reload(served, visitor)
 def test_every_header_sorts_by_what_it_shows(served, visitor):
     fill(served.service, 12)
     page = open_manager(visitor(), served.page)
-    column = lambda n: [row.locator('[role="gridcell"]').nth(n).inner_text() for row in rows(page).all()]
+    def column(n): return [row.locator('[role="gridcell"]').nth(n).inner_text() for row in rows(page).all()]
     for n, name, key in ((0, "Session", str), (1, "Step", str), (2, "Files", lambda t: int(t.split()[0])), (4, "Size", str)):
         for direction in ("ascending", "descending"):
             header = page.get_by_role("columnheader", name=name, exact=True)
@@ -263,7 +286,10 @@ def test_every_header_sorts_by_what_it_shows(served, visitor):
             assert shown == sorted(shown, key=key, reverse=direction == "descending"), (name, direction)
 
 
-def view_of(page): return place(page), rows(page).count(), labels(page)[0], page.get_by_role("columnheader", name="Session", exact=True).get_attribute("aria-sort"), page.locator(".badge-success").count()
+def view_of(page):
+    header = page.get_by_role("columnheader", name="Session", exact=True)
+    active = page.locator(".badge-success").count()
+    return place(page), rows(page).count(), labels(page)[0], header.get_attribute("aria-sort"), active
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -344,8 +370,9 @@ def test_relative_times_are_those_of_the_server(served, visitor):
     ages = (-3600, -30, 0, 59, 60, 119, 120, 3599, 3600, 7200, 86399, 86400, 172799, 172800, 604799, 604800, 1209600, 2591999)
     for age in ages:
         moment = datetime.now(timezone.utc) - timedelta(seconds=age + 0.4)
-        page.evaluate("t => { const e = document.querySelector('time[data-ago]'); e.dateTime = t; e.textContent = '?'; document.dispatchEvent(new Event('htmx:afterSettle')); }", moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
-        assert page.locator("time[data-ago]").first.inner_text() == format_relative_time(moment.strftime("%Y-%m-%d %H:%M:%S.%f")), age
+        page.evaluate(SET_TIME, moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+        expected = format_relative_time(moment.strftime("%Y-%m-%d %H:%M:%S.%f"))
+        assert page.locator("time[data-ago]").first.inner_text() == expected, age
 
 
 def test_a_server_that_is_gone_is_said_so(served, visitor):

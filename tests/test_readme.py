@@ -26,7 +26,9 @@ def printed_app():
 @contextlib.contextmanager
 def running(folder, port):
     "Run main.py as the README says; ended at once, as by a power switch."
-    process = subprocess.Popen([sys.executable, "main.py"], cwd=folder, env=os.environ | {"PORT": str(port)}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "main.py"], cwd=folder, env=os.environ | {"PORT": str(port)}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(200):
             with contextlib.suppress(OSError):

@@ -22,16 +22,29 @@ def pages() -> dict[str, str]: # Name of the state → HTML
     app = FastHTML(secret_key="states", default_hdrs=False, hdrs=sessions.hdrs)
     for router in sessions.routers: router.to_app(app)
     client, urls = Client(app), sessions.urls
-    page = lambda query="": client.get(f"{urls.management_page}{query}").text
+    def page(query: str = "") -> str: return client.get(f"{urls.management_page}{query}").text
+    def send(name: str, **data: str) -> str:
+        return client.post(f"{urls.management_page}/{name}", data=data, headers={"hx-request": "true"}).text
     found = {"empty": page(), "nothing-found": page("?q=x")}
-    ids = [service.create_session(f"Session {i}", state={"files": "3", "deep": {"list": [1, {"x": None}]}}, current_step="pick") for i in range(3)]
+    state = {"files": "3", "deep": {"list": [1, {"x": None}]}}
+    ids = [service.create_session(f"Session {i}", state=state, current_step="pick") for i in range(3)]
     broken = service.create_session()   # its state has no "files", so the enricher fails and the row shows a warning
-    send = lambda name, **data: client.post(f"{urls.management_page}/{name}", data=data, headers={"hx-request": "true"}).text
-    found |= {"created": send("create_session"), "renamed": send("rename_session", session_id=ids[0], label="x"), "deleted": send("delete_session", session_id=ids[0]),
-              "sorted": send("vc/sort", column="label"), "moved": send("vc/move", moves="down"), "refused": send("rename_session", session_id="none", label="x")}
-    return found | {"full": page(), "ascending": page("?sort=label&dir=asc"), "trash": client.get(urls.trash).text, "error": to_xml(render_error_page("x", urls)),
-                    **{f"detail-{i}": client.get(f"{urls.session_detail}?session_id={s}").text for i, s in enumerate((ids[1], broken))},
-                    "parts": to_xml((*(render_alert("x", f"alert-{c}") for c in ("success", "error", "warning", "info")), render_icon_button("play", "x")))}
+    found |= {
+        "created": send("create_session"),
+        "renamed": send("rename_session", session_id=ids[0], label="x"),
+        "deleted": send("delete_session", session_id=ids[0]),
+        "sorted": send("vc/sort", column="label"),
+        "moved": send("vc/move", moves="down"),
+        "refused": send("rename_session", session_id="none", label="x")}
+    for i, session_id in enumerate((ids[1], broken)):
+        found[f"detail-{i}"] = client.get(f"{urls.session_detail}?session_id={session_id}").text
+    alerts = (render_alert("x", f"alert-{color}") for color in ("success", "error", "warning", "info"))
+    return found | {
+        "full": page(),
+        "ascending": page("?sort=label&dir=asc"),
+        "trash": client.get(urls.trash).text,
+        "error": to_xml(render_error_page("x", urls)),
+        "parts": to_xml((*alerts, render_icon_button("play", "x")))}
 
 if __name__ == "__main__":
     logging.disable()   # one state is a session whose enricher fails

@@ -17,7 +17,8 @@ from cjm_fasthtml_virtual_collection.components.footer import render_footer
 from cjm_fasthtml_virtual_collection.components.scrollbar import render_scrollbar
 from cjm_fasthtml_virtual_collection.components.table import render_table_rows
 from cjm_fasthtml_virtual_collection.core.html_ids import VirtualCollectionHtmlIds
-from cjm_fasthtml_virtual_collection.core.models import CellRenderContext, ColumnDef, VirtualCollectionConfig, VirtualCollectionState, VirtualCollectionUrls
+from cjm_fasthtml_virtual_collection.core.models import (
+    CellRenderContext, ColumnDef, VirtualCollectionConfig, VirtualCollectionState, VirtualCollectionUrls)
 from cjm_fasthtml_virtual_collection.routes.handlers import build_cursor_move_response, build_items_changed_response
 
 from ..models import EnrichedSessionSummary
@@ -44,7 +45,9 @@ def render_row(
     "Make the function that lays out a row."
     classes = [cell_class(c) for c in columns]
     def render(item: Any, ctx: CellRenderContext) -> tuple[FT, ...]:
-        return tuple(FT("div", (render_cell(item, CellRenderContext(ctx.row_index, c, ctx.total_items, ctx.is_cursor)),), {"role": "gridcell", "class": cls}) for c, cls in zip(columns, classes))
+        def content(column: ColumnDef) -> Any:
+            return render_cell(item, CellRenderContext(ctx.row_index, column, ctx.total_items, ctx.is_cursor))
+        return tuple(FT("div", (content(c),), {"role": "gridcell", "class": cls}) for c, cls in zip(columns, classes))
     return render
 
 def cell_class(
@@ -72,9 +75,11 @@ def render_header(
 
 def _header_cell(column: ColumnDef, state: VirtualCollectionState) -> FT:
     attrs = {"role": "columnheader", "class": cell_class(column)}
-    if not column.sortable: return FT("div", (FT("span", (column.header or "Actions",), {"class": "" if column.header else "sr-only"}),), attrs)
-    button = FT("button", (column.header,), {"type": "button", "class": "wsm-sort", "data-sort": column.key})
-    return FT("div", (button,), attrs | ({"aria-sort": "ascending" if state.sort_ascending else "descending"} if state.sort_column == column.key else {}))
+    if not column.sortable:
+        name = FT("span", (column.header or "Actions",), {"class": "" if column.header else "sr-only"})
+        return FT("div", (name,), attrs)
+    if state.sort_column == column.key: attrs["aria-sort"] = "ascending" if state.sort_ascending else "descending"
+    return FT("div", (FT("button", (column.header,), {"type": "button", "class": "wsm-sort", "data-sort": column.key}),), attrs)
 
 # %% ../../nbs/components/collection.ipynb #003288ae
 def annotate(
@@ -88,7 +93,9 @@ def annotate(
     for element in _elements(tree):
         id_, attrs = element.attrs.get("id", ""), element.attrs
         if id_ == ids.table: _grid(element, state, columns)
-        elif id_ == ids.header: element.attrs, element.children = attrs | {"role": "row", "aria-rowindex": "1"}, (render_header(columns, state),)
+        elif id_ == ids.header:
+            element.attrs = attrs | {"role": "row", "aria-rowindex": "1"}
+            element.children = (render_header(columns, state),)
         elif id_ == ids.rows: attrs["role"] = "rowgroup"
         elif id_.startswith(f"{ids.prefix}-slot-"): _row(element.children[0], items, state, ids)
         elif id_ == ids.scrollbar_track: attrs["aria-hidden"] = "true"   # the grid says where it is by row numbers
@@ -103,13 +110,22 @@ def _elements(tree: Any) -> Iterator[FT]:
         if "-slot-" not in x.attrs.get("id", ""): yield from _elements(list(x.children))
 
 def _grid(table: FT, state: VirtualCollectionState, columns: tuple[ColumnDef, ...]) -> None:
-    table.attrs |= {"role": "grid", "tabindex": "0", "aria-label": "Sessions", "aria-rowcount": str(state.total_items + 1), "aria-colcount": str(len(columns)),
-                    "class": f"{table.attrs.get('class', '')} wsm-grid"}
+    table.attrs |= {
+        "role": "grid",
+        "tabindex": "0",
+        "aria-label": "Sessions",
+        "aria-rowcount": str(state.total_items + 1),
+        "aria-colcount": str(len(columns)),
+        "class": f"{table.attrs.get('class', '')} wsm-grid"}
     table.children[0].attrs["role"] = "rowgroup"   # around the header row
 
 def _row(row: FT, items: Window, state: VirtualCollectionState, ids: VirtualCollectionHtmlIds) -> None:
     index = int(row.attrs["id"].removeprefix(f"{ids.prefix}-row-"))
-    row.attrs = {"id": row.attrs["id"], "role": "row", "aria-rowindex": str(index + 2), "data-session": items[index].summary.session_id}
+    row.attrs = {
+        "id": row.attrs["id"],
+        "role": "row",
+        "aria-rowindex": str(index + 2),
+        "data-session": items[index].summary.session_id}
     if index == state.cursor_index: row.attrs["aria-selected"] = "true"
     row.children[0].attrs = {"class": "wsm-row"}
 
@@ -123,7 +139,9 @@ def render_collection(
     render_empty: Callable[[], Any], # Shown if there is no row
 ) -> FT:
     "Render the list."
-    tree = render_virtual_collection(items, one_cell(config), state, ids, VirtualCollectionUrls(), render_cell=render_row(config.columns, render_cell), render_empty=render_empty)
+    tree = render_virtual_collection(
+        items, one_cell(config), state, ids, VirtualCollectionUrls(),
+        render_cell=render_row(config.columns, render_cell), render_empty=render_empty)
     return annotate(tree, items, state, ids, config.columns)
 
 def render_move(
@@ -135,9 +153,13 @@ def render_move(
     old_cursor: int|None = None, # Where the cursor was, if the window stayed; None: the window moved
 ) -> tuple: # OOB elements
     "Render what a move changes."
-    cell, config_ = render_row(config.columns, render_cell), one_cell(config)
-    if old_cursor is not None: parts = build_cursor_move_response(old_cursor, items, state, config_, ids, cell)
-    else: parts = (_oob(render_table_rows(items, config_, state, ids, cell)), render_footer(state, ids, oob=True), _oob(render_scrollbar(state, config_, ids)))
+    cell, library_config = render_row(config.columns, render_cell), one_cell(config)
+    if old_cursor is not None: parts = build_cursor_move_response(old_cursor, items, state, library_config, ids, cell)
+    else:
+        parts = (
+            _oob(render_table_rows(items, library_config, state, ids, cell)),
+            render_footer(state, ids, oob=True),
+            _oob(render_scrollbar(state, library_config, ids)))
     return annotate(parts, items, state, ids, config.columns)
 
 def _oob(element: FT) -> FT: # Swapped as a whole: shorter than the library's answer, which swaps slot by slot
@@ -153,5 +175,6 @@ def render_changed(
     render_empty: Callable[[], Any], # Shown if there is no row
 ) -> tuple: # OOB elements
     "Render the whole list anew, header included: rows came, went, or changed their order."
-    parts = build_items_changed_response(items, state, one_cell(config), ids, render_row(config.columns, render_cell), render_empty=render_empty)
+    cell = render_row(config.columns, render_cell)
+    parts = build_items_changed_response(items, state, one_cell(config), ids, cell, render_empty=render_empty)
     return annotate(parts, items, state, ids, config.columns)

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fastcore.xml import FT
-from fasthtml.common import A, Button, Div, Form, H1, Hidden, P, Span
+from fasthtml.common import A, Div, H1, P, Span
 
 from . import styles
-from .helpers import render_alert, render_icon, render_time
+from .helpers import (
+    render_alert, render_back_link, render_icon, render_session_form, render_time)
 from .session_list import shown_label
 from ..html_ids import SessionManagerHtmlIds
 from ..models import EnrichedSessionSummary, SessionManagementUrls
@@ -39,10 +40,15 @@ def render_session_manager_page(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> FT: # `<main>`
     "Render the manager page. It fills the window; a host with a bar of its own sets `--wsm-height`."
-    links = (A(render_icon("archive-restore"), "Recently deleted", href=urls.trash, cls=styles.GHOST),
-             A("Back to the workflow", href=workflow_url, cls=styles.GHOST) if workflow_url else None)
-    return FT("main", (render_page_header(title, icon_name, actions=Div(*links, cls=styles.ROW)), render_list_fn(),
-                       Div(alert, id=html_ids.ALERT_AREA, cls="wsm-alerts")), {"id": html_ids.PAGE_CONTENT, "class": "wsm-page"})
+    links = Div(
+        A(render_icon("archive-restore"), "Recently deleted", href=urls.trash, cls=styles.GHOST),
+        A("Back to the workflow", href=workflow_url, cls=styles.GHOST) if workflow_url else None,
+        cls=styles.ROW)
+    content = (
+        render_page_header(title, icon_name, actions=links),
+        render_list_fn(),
+        Div(alert, id=html_ids.ALERT_AREA, cls="wsm-alerts"))
+    return FT("main", content, {"id": html_ids.PAGE_CONTENT, "class": "wsm-page"})
 
 # %% ../../nbs/components/page_renderer.ipynb #6280e29a
 def render_trash_page(
@@ -53,14 +59,26 @@ def render_trash_page(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> FT: # `<main>`
     "List what can be restored."
-    def line(row: EnrichedSessionSummary) -> FT:
-        return FT("li", (Div(Div(shown_label(row.resolved_label), cls="wsm-named", dir="auto", title=row.resolved_label), Span("Deleted ", render_time(row.summary.deleted_at), cls=styles.FAINT), cls="min-w-0"),
-                         Form(Hidden(row.summary.session_id, name="session_id"), Button(render_icon("undo-2"), "Restore", cls=styles.PLAIN), action=urls.restore_session, method="post")),
-                  {"class": "flex items-center justify-between gap-4 py-2"})
-    body = FT("ul", tuple(map(line, rows)), {"class": "divide-y divide-base-300"}) if rows else P("Nothing was deleted lately.", cls=styles.FAINT)
-    return FT("main", (A(render_icon("arrow-left"), "All sessions", href=urls.management_page, cls=f"{styles.GHOST} self-start"), render_page_header("Recently deleted", "archive-restore"),
-                       Div(id=html_ids.ALERT_AREA, cls="wsm-alerts"), P(f"Deleted sessions are kept for {hours} hours.", cls=styles.FAINT), body),
-              {"id": html_ids.PAGE_CONTENT, "class": "wsm-detail flex flex-col gap-4 max-w-3xl mx-auto p-4"})
+    lines = tuple(_trash_line(row, urls) for row in rows)
+    return _narrow_page(
+        html_ids,
+        render_back_link(urls.management_page),
+        render_page_header("Recently deleted", "archive-restore"),
+        Div(id=html_ids.ALERT_AREA, cls="wsm-alerts"),
+        P(f"Deleted sessions are kept for {hours} hours.", cls=styles.FAINT),
+        FT("ul", lines, {"class": "divide-y divide-base-300"}) if lines else P("Nothing was deleted lately.", cls=styles.FAINT))
+
+def _trash_line(row: EnrichedSessionSummary, urls: SessionManagementUrls) -> FT:
+    name = Div(
+        Div(shown_label(row.resolved_label), cls="wsm-named", dir="auto", title=row.resolved_label),
+        Span("Deleted ", render_time(row.summary.deleted_at), cls=styles.FAINT),
+        cls="min-w-0")
+    restore = render_session_form(row.summary.session_id, "Restore", urls.restore_session, icon_name="undo-2")
+    return FT("li", (name, restore), {"class": "flex items-center justify-between gap-4 py-2"})
+
+def _narrow_page(html_ids: Any, *content: Any) -> FT:
+    classes = "wsm-detail flex flex-col gap-4 max-w-3xl mx-auto p-4"
+    return FT("main", content, {"id": html_ids.PAGE_CONTENT, "class": classes})
 
 def render_error_page(
     message: str, # What happened and what to do
@@ -69,5 +87,8 @@ def render_error_page(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> FT: # `<main>`
     "Say what went wrong, with a way back."
-    return FT("main", (H1("That did not work", cls=styles.TITLE), render_alert(message, "alert-error"), A(render_icon("arrow-left"), "All sessions", href=urls.management_page, cls=f"{styles.PLAIN} self-start")),
-              {"id": html_ids.PAGE_CONTENT, "class": "wsm-detail flex flex-col gap-4 max-w-3xl mx-auto p-4"})
+    return _narrow_page(
+        html_ids,
+        H1("That did not work", cls=styles.TITLE),
+        render_alert(message, "alert-error"),
+        render_back_link(urls.management_page, styles.PLAIN))

@@ -15,7 +15,9 @@ from fastcore.xml import FT
 from fasthtml.common import A, Button, Div, Form, H1, Hidden, Input, Label, P, Section, Span
 
 from . import styles
-from .helpers import render_active_session_badge, render_alert, render_icon, render_section_header, render_time
+from cjm_workflow_sessions.components.helpers import (
+    render_active_session_badge, render_alert, render_back_link, render_icon, render_section_header, render_session_form,
+    render_time)
 from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, EnrichedSessionSummary, SessionManagementUrls
 from ..utils import NOT_KNOWN, format_absolute_datetime, format_bytes, showable, step_title
@@ -49,8 +51,9 @@ def _node(key: str, value: Any, left: list[int], depth: int) -> tuple:
     if isinstance(value, Mapping|list) and value:
         size = f"{len(value):,} {'keys' if isinstance(value, Mapping) else 'items'}"
         if depth >= MAX_DEPTH: return (name, " ", FT("span", (f"… {size}",), {"class": styles.FAINT}))
+        summary = FT("summary", (name, " ", FT("span", (size,), {"class": styles.FAINT})), {})
         attrs = {"open": True} if depth == 1 and len(value) <= 20 else {}
-        return (FT("details", (FT("summary", (name, " ", FT("span", (size,), {"class": styles.FAINT})), {}), _branch(value, left, depth)), attrs),)
+        return (FT("details", (summary, _branch(value, left, depth)), attrs),)
     text = showable(value) if isinstance(value, str) else json.dumps(value)
     if len(text) > MAX_TEXT: text = f"{text[:MAX_TEXT]}… ({len(text):,} characters)"
     return (name, ": ", FT("span", (text,), {"class": "wsm-value", "dir": "auto"}))
@@ -68,33 +71,53 @@ def render_session_detail(
     extra: tuple = (), # Sections after the state: jobs, worker
 ) -> FT: # `<main>`
     "Show one session."
-    s = row.summary
-    return FT("main", (
-        A(render_icon("arrow-left"), "All sessions", href=urls.management_page, cls=f"{styles.GHOST} self-start"),
-        Div(H1(Span(row.resolved_label, cls="wsm-named", dir="auto"), render_active_session_badge() if active else None, cls=f"{styles.TITLE} min-w-0"),
-            _actions(s.session_id, urls), cls=styles.APART),
+    name = H1(
+        Span(row.resolved_label, cls="wsm-named", dir="auto"),
+        render_active_session_badge() if active else None,
+        cls=f"{styles.TITLE} min-w-0")
+    tree = P("The state cannot be read.", cls=styles.FAINT) if state is None else render_state_tree(state)
+    content = (
+        render_back_link(urls.management_page),
+        Div(name, _actions(row.summary.session_id, urls), cls=styles.APART),
         Div(id=html_ids.ALERT_AREA, cls="wsm-alerts"),
         render_alert(row.problem, "alert-warning") if row.problem else None,
         _facts(row, get_step_title, column_specs or []),
         Section(render_section_header("Name", "pencil"), _rename(row, urls, html_ids), cls=styles.COLUMN),
-        Section(render_section_header("State", "braces"), Div(render_state_tree(state) if state is not None else P("The state cannot be read.", cls=styles.FAINT), cls=f"{styles.PANEL} overflow-x-auto"), cls=styles.COLUMN),
-        *extra), {"id": html_ids.SESSION_DETAIL, "class": "wsm-detail flex flex-col gap-6 max-w-4xl mx-auto p-4"})
+        Section(render_section_header("State", "braces"), Div(tree, cls=f"{styles.PANEL} overflow-x-auto"), cls=styles.COLUMN),
+        *extra)
+    classes = "wsm-detail flex flex-col gap-6 max-w-4xl mx-auto p-4"
+    return FT("main", content, {"id": html_ids.SESSION_DETAIL, "class": classes})
 
 def _facts(row: EnrichedSessionSummary, get_step_title: Callable[[str], str]|None, column_specs: list[ColumnSpec]) -> FT:
     s = row.summary
-    facts = [("Step", step_title(s.current_step, get_step_title) if s.current_step else NOT_KNOWN), *((c.header, row.enriched_fields.get(c.field, NOT_KNOWN)) for c in column_specs),
-             ("Updated", render_time(s.updated_at)), ("Created", f"{format_absolute_datetime(s.created_at)} UTC"), ("Size of the state", format_bytes(s.state_size_bytes)), ("Id", s.session_id)]
+    facts = [
+        ("Step", step_title(s.current_step, get_step_title) if s.current_step else NOT_KNOWN),
+        *((c.header, row.enriched_fields.get(c.field, NOT_KNOWN)) for c in column_specs),
+        ("Updated", render_time(s.updated_at)),
+        ("Created", f"{format_absolute_datetime(s.created_at)} UTC"),
+        ("Size of the state", format_bytes(s.state_size_bytes)),
+        ("Id", s.session_id)]
     if s.owner: facts.append(("Owner", s.owner))
-    return FT("dl", tuple(FT("div", (FT("dt", (name,), {"class": styles.FAINT}), FT("dd", (value,), {"class": "wsm-value"})), {}) for name, value in facts), {"class": "grid gap-4 grid-cols-2 md:grid-cols-4"})
+    return FT("dl", tuple(_fact(name, value) for name, value in facts), {"class": "grid gap-4 grid-cols-2 md:grid-cols-4"})
+
+def _fact(name: str, value: Any) -> FT:
+    return FT("div", (FT("dt", (name,), {"class": styles.FAINT}), FT("dd", (value,), {"class": "wsm-value"})), {})
 
 def _actions(session_id: str, urls: SessionManagementUrls) -> FT:
-    def button(text: str, url: str, icon: str, cls: str) -> FT: return Form(Hidden(session_id, name="session_id"), Button(render_icon(icon), text, cls=cls), action=url, method="post")
-    return Div(button("Resume", urls.resume_session, "play", styles.PRIMARY), button("Copy", urls.fork_session, "copy", styles.PLAIN),
-               A(render_icon("download"), "Export", href=f"{urls.export_session}?session_id={quote(session_id)}", cls=styles.PLAIN),
-               button("Delete", urls.delete_session, "trash-2", styles.DANGER), cls=styles.ROW)
+    export_url = f"{urls.export_session}?session_id={quote(session_id)}"
+    return Div(
+        render_session_form(session_id, "Resume", urls.resume_session, icon_name="play", cls=styles.PRIMARY),
+        render_session_form(session_id, "Copy", urls.fork_session, icon_name="copy"),
+        A(render_icon("download"), "Export", href=export_url, cls=styles.PLAIN),
+        render_session_form(session_id, "Delete", urls.delete_session, icon_name="trash-2", cls=styles.DANGER),
+        cls=styles.ROW)
 
 def _rename(row: EnrichedSessionSummary, urls: SessionManagementUrls, html_ids: Any) -> FT:
     field = html_ids.RENAME_INPUT
-    return Form(Hidden(row.summary.session_id, name="session_id"), Label("Name of the session", fr=field, cls="sr-only"),
-                Input(id=field, name="label", value=row.summary.label or "", placeholder=row.resolved_label, maxlength="1000", dir="auto", autocomplete="off", cls=styles.INPUT),
-                Button("Rename", cls=styles.PLAIN), action=urls.rename_session, method="post", cls="flex gap-2 items-center")
+    return Form(
+        Hidden(row.summary.session_id, name="session_id"),
+        Label("Name of the session", fr=field, cls="sr-only"),
+        Input(id=field, name="label", value=row.summary.label or "", placeholder=row.resolved_label, maxlength="1000",
+              dir="auto", autocomplete="off", cls=styles.INPUT),
+        Button("Rename", cls=styles.PLAIN),
+        action=urls.rename_session, method="post", cls="flex gap-2 items-center")

@@ -16,11 +16,13 @@ from fastcore.xml import FT, NotStr, to_xml
 from fasthtml.common import Button, Div, Form, Hidden, Input, Label, P, Script, Section, Span, Strong
 from cjm_fasthtml_virtual_collection.core.button_ids import VirtualCollectionButtonIds
 from cjm_fasthtml_virtual_collection.core.html_ids import VirtualCollectionHtmlIds
-from cjm_fasthtml_virtual_collection.core.models import CellRenderContext, ColumnDef, VirtualCollectionConfig, VirtualCollectionState, VirtualCollectionUrls
+from cjm_fasthtml_virtual_collection.core.models import (
+    CellRenderContext, ColumnDef, VirtualCollectionConfig, VirtualCollectionState, VirtualCollectionUrls)
 
 from . import styles
 from .collection import Window, render_collection
-from .helpers import render_active_session_badge, render_dialog, render_icon, render_icon_button, render_time
+from .helpers import (
+    render_active_session_badge, render_dialog, render_icon, render_icon_button, render_time)
 from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, EnrichedSessionSummary, SessionManagementUrls
 from ..utils import NOT_KNOWN, format_bytes, step_title
@@ -30,9 +32,16 @@ def build_session_columns(
     column_specs: list[ColumnSpec]|None = None, # The host's columns, in order
 ) -> tuple[ColumnDef, ...]: # For the config of the virtual collection
     "Lay out the columns of the list."
-    hosts = (ColumnDef(key=s.field, header=s.header, sortable=True, header_cls=s.width_class or "", cell_cls=s.width_class or "") for s in column_specs or ())
-    return (ColumnDef(key="label", header="Session", sortable=True), ColumnDef(key="status", header="Step", sortable=True), *hosts,
-            ColumnDef(key="updated", header="Updated", sortable=True), ColumnDef(key="size", header="Size", sortable=True), ColumnDef(key="actions"))
+    def hosts_column(spec: ColumnSpec) -> ColumnDef:
+        width = spec.width_class or ""
+        return ColumnDef(key=spec.field, header=spec.header, sortable=True, header_cls=width, cell_cls=width)
+    return (
+        ColumnDef(key="label", header="Session", sortable=True),
+        ColumnDef(key="status", header="Step", sortable=True),
+        *map(hosts_column, column_specs or ()),
+        ColumnDef(key="updated", header="Updated", sortable=True),
+        ColumnDef(key="size", header="Size", sortable=True),
+        ColumnDef(key="actions"))
 
 # %% ../../nbs/components/session_list.ipynb #6436da68
 SHOWN_LABEL = 200 # Characters of a label shown in a row
@@ -54,20 +63,29 @@ def create_session_cell_renderer(
     resume = {"form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-sm wsm-resume"}
     def label(row: EnrichedSessionSummary) -> tuple:
         text = shown_label(row.resolved_label)
-        link = {"href": f"{urls.session_detail}?session_id={quote(row.summary.session_id)}"} | ({"title": row.resolved_label} if len(text) > 24 else {})
-        return (FT("a", (text,), link), render_active_session_badge() if row.summary.session_id == get_active_session_id() else "",
-                FT("span", (), {"class": "wsm-problem", "role": "img", "title": row.problem, "aria-label": row.problem}) if row.problem else "")
+        link = {"href": f"{urls.session_detail}?session_id={quote(row.summary.session_id)}"}
+        if len(text) > 24: link["title"] = row.resolved_label
+        active = row.summary.session_id == get_active_session_id()
+        return (FT("a", (text,), link), render_active_session_badge() if active else "", _warning(row.problem))
     def status(row: EnrichedSessionSummary) -> Any:
         step = row.summary.current_step
         return FT("span", (step_title(step, get_step_title),), {"class": "wsm-step"}) if step else NOT_KNOWN
     def actions(row: EnrichedSessionSummary) -> tuple:
         return (FT("button", ("Resume",), resume | {"value": row.summary.session_id}), _RENAME, _DELETE)
-    cells = {"label": label, "status": status, "updated": lambda row: render_time(row.summary.updated_at),
-             "size": lambda row: format_bytes(row.summary.state_size_bytes), "actions": actions}
+    cells = {
+        "label": label,
+        "status": status,
+        "updated": lambda row: render_time(row.summary.updated_at),
+        "size": lambda row: format_bytes(row.summary.state_size_bytes),
+        "actions": actions}
     def render_cell(item: EnrichedSessionSummary, ctx: CellRenderContext) -> Any:
         cell = cells.get(ctx.column.key)
         return cell(item) if cell else item.enriched_fields.get(ctx.column.key, NOT_KNOWN)
     return render_cell
+
+def _warning(problem: str) -> Any:
+    if not problem: return ""
+    return FT("span", (), {"class": "wsm-problem", "role": "img", "title": problem, "aria-label": problem})
 
 def _row_button(name: str, action: str) -> NotStr: # The same in every row, so it is written once
     return NotStr(to_xml(FT("button", (), {"class": "wsm-act", "title": name, "data-act": action}), indent=False))
@@ -83,13 +101,20 @@ def render_session_toolbar(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> FT:
     "Show count, search, help and the button for a new session."
-    return Div(render_count(total_count, search=search, html_ids=html_ids),
-               Div(Input(type="search", id=html_ids.SEARCH_INPUT, value=search, placeholder="Search by name", aria_label="Search sessions by name", aria_keyshortcuts="/", maxlength="200",
-                         autocomplete="off", cls=styles.SEARCH), cls="grow md:max-w-80 basis-full order-last md:basis-0 md:order-none"),
-               Div(render_icon_button("keyboard", "Keyboard shortcuts", id=html_ids.HELP_BTN, data_act="help", aria_keyshortcuts="?"),
-                   Form(Button(render_icon("plus"), "New session", cls=styles.PRIMARY, id=html_ids.NEW_SESSION_BTN, aria_keyshortcuts="n"),
-                        action=urls.create_session, method="post", data_send=True), cls="flex items-center gap-1"),
-               role="toolbar", aria_label="Sessions", cls=f"{styles.APART} mb-2", id=html_ids.TOOLBAR)
+    field = Input(
+        type="search", id=html_ids.SEARCH_INPUT, value=search, maxlength="200", autocomplete="off",
+        placeholder="Search by name", aria_label="Search sessions by name", aria_keyshortcuts="/", cls=styles.SEARCH)
+    help_button = render_icon_button(
+        "keyboard", "Keyboard shortcuts", id=html_ids.HELP_BTN, data_act="help", aria_keyshortcuts="?")
+    return Div(
+        render_count(total_count, search=search, html_ids=html_ids),
+        Div(field, cls="grow md:max-w-80 basis-full order-last md:basis-0 md:order-none"),
+        Div(help_button, _new_session(urls, id=html_ids.NEW_SESSION_BTN, aria_keyshortcuts="n"), cls="flex items-center gap-1"),
+        role="toolbar", aria_label="Sessions", cls=f"{styles.APART} mb-2", id=html_ids.TOOLBAR)
+
+def _new_session(urls: SessionManagementUrls, **kwargs: str) -> FT: # `kwargs`: more attributes of the button
+    button = Button(render_icon("plus"), "New session", cls=styles.PRIMARY, **kwargs)
+    return Form(button, action=urls.create_session, method="post", data_send=True)
 
 def render_count(
     total_count: int, # Sessions in the list
@@ -109,10 +134,14 @@ def render_rename_modal(
     input_id: str = SessionManagerHtmlIds.RENAME_INPUT, # Element id of the field
 ) -> FT:
     "Ask for a new name; an empty one brings the generated name back."
-    return render_dialog(modal_id, "Rename session", Hidden(name="session_id", data_session_id=True),
-                         Div(Label("Name", fr=input_id), Input(type="text", id=input_id, name="label", maxlength="1000", autocomplete="off", dir="auto", cls=styles.INPUT),
-                             P("Leave it empty to use the generated name.", cls=styles.FAINT), cls="flex flex-col gap-1 my-4"),
-                         actions=(Button("Rename", cls=styles.PRIMARY),), action=urls.rename_session, method="post", data_send=True)
+    field = Input(type="text", id=input_id, name="label", maxlength="1000", autocomplete="off", dir="auto", cls=styles.INPUT)
+    hint = P("Leave it empty to use the generated name.", cls=styles.FAINT)
+    return render_dialog(
+        modal_id, "Rename session",
+        Hidden(name="session_id", data_session_id=True),
+        Div(Label("Name", fr=input_id), field, hint, cls="flex flex-col gap-1 my-4"),
+        actions=(Button("Rename", cls=styles.PRIMARY),),
+        action=urls.rename_session, method="post", data_send=True)
 
 def render_delete_modal(
     urls: SessionManagementUrls, # Paths of the manager's routes
@@ -121,20 +150,36 @@ def render_delete_modal(
     hours: int = 24, # How long a deleted session is kept
 ) -> FT:
     "Ask before a session goes to the trash."
-    return render_dialog(html_ids.DELETE_MODAL, "Delete session?", Hidden(name="session_id", data_session_id=True),
-                         P(Strong(data_session_label=True, dir="auto", cls="wsm-named"), id=html_ids.DELETE_MODAL_BODY, cls="my-4"),
-                         P(f"You can undo this for {hours} hours.", cls=styles.FAINT),
-                         actions=(Button("Delete", cls=styles.DANGER),), action=urls.delete_session, method="post", data_send=True)
+    return render_dialog(
+        html_ids.DELETE_MODAL, "Delete session?",
+        Hidden(name="session_id", data_session_id=True),
+        P(Strong(data_session_label=True, dir="auto", cls="wsm-named"), id=html_ids.DELETE_MODAL_BODY, cls="my-4"),
+        P(f"You can undo this for {hours} hours.", cls=styles.FAINT),
+        actions=(Button("Delete", cls=styles.DANGER),),
+        action=urls.delete_session, method="post", data_send=True)
 
 def render_help_modal(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> FT:
     "List the keys."
-    keys = tuple(FT("div", (FT("dt", tuple(FT("kbd", (k,), {"class": styles.KEY}) for k in names), {"class": "flex gap-1"}), FT("dd", (what,), {})), {"class": "flex justify-between gap-4 py-1"}) for names, what in _KEYS)
-    return render_dialog(html_ids.HELP_MODAL, "Keyboard shortcuts", FT("dl", keys, {"class": "my-4"}), cancel="Close")
+    keys = FT("dl", tuple(_shortcut(names, what) for names, what in _KEYS), {"class": "my-4"})
+    return render_dialog(html_ids.HELP_MODAL, "Keyboard shortcuts", keys, cancel="Close")
 
-_KEYS = ((("↑", "↓"), "Previous, next session"), (("Page Up", "Page Down"), "A page back, on"), (("Home", "End"), "First, last session"), (("Enter",), "Resume"), (("n",), "New session"),
-         (("F2",), "Rename"), (("Delete",), "Delete"), (("/",), "Search"), (("?",), "This list"))
+def _shortcut(names: tuple[str, ...], what: str) -> FT:
+    keys = tuple(FT("kbd", (name,), {"class": styles.KEY}) for name in names)
+    name, meaning = FT("dt", keys, {"class": "flex gap-1"}), FT("dd", (what,), {})
+    return FT("div", (name, meaning), {"class": "flex justify-between gap-4 py-1"})
+
+_KEYS = (
+    (("↑", "↓"), "Previous, next session"),
+    (("Page Up", "Page Down"), "A page back, on"),
+    (("Home", "End"), "First, last session"),
+    (("Enter",), "Resume"),
+    (("n",), "New session"),
+    (("F2",), "Rename"),
+    (("Delete",), "Delete"),
+    (("/",), "Search"),
+    (("?",), "This list"))
 
 def render_list_scripts(
     urls: SessionManagementUrls, # Paths of the manager's routes
@@ -161,15 +206,25 @@ def render_session_list(
 ) -> FT: # `<section>`
     "Render toolbar, list and dialogs."
     window = items if isinstance(items, Window) else Window(list(items), 0, len(items))
-    empty = lambda: render_empty_list(mgmt_urls, search=search)
+    def empty() -> FT: return render_empty_list(mgmt_urls, search=search)
     return Section(
         render_session_toolbar(mgmt_urls, vc_state.total_items, search=search, html_ids=html_ids),
         render_collection(window, vc_config, vc_state, vc_ids, render_cell, empty),
         render_view(view, page_url, html_ids=html_ids),
         Form(id=html_ids.RESUME_FORM, action=mgmt_urls.resume_session, method="post"),
-        render_rename_modal(mgmt_urls, html_ids.RENAME_MODAL, html_ids.RENAME_INPUT), render_delete_modal(mgmt_urls, html_ids, hours=hours), render_help_modal(html_ids),
-        id=html_ids.SESSION_LIST, cls=styles.FILL, data_wsm=html_ids.VIEW_STATE, data_list=vc_ids.prefix, data_moves=mgmt_urls.collection,
-        data_search=html_ids.SEARCH_INPUT, data_alerts=html_ids.ALERT_AREA, data_rename=html_ids.RENAME_MODAL, data_delete=html_ids.DELETE_MODAL, data_help=html_ids.HELP_MODAL,
+        render_rename_modal(mgmt_urls, html_ids.RENAME_MODAL, html_ids.RENAME_INPUT),
+        render_delete_modal(mgmt_urls, html_ids, hours=hours),
+        render_help_modal(html_ids),
+        id=html_ids.SESSION_LIST,
+        cls=styles.FILL,
+        data_wsm=html_ids.VIEW_STATE,
+        data_list=vc_ids.prefix,
+        data_moves=mgmt_urls.collection,
+        data_search=html_ids.SEARCH_INPUT,
+        data_alerts=html_ids.ALERT_AREA,
+        data_rename=html_ids.RENAME_MODAL,
+        data_delete=html_ids.DELETE_MODAL,
+        data_help=html_ids.HELP_MODAL,
         data_new=html_ids.NEW_SESSION_BTN)
 
 def render_view(
@@ -188,8 +243,14 @@ def render_empty_list(
     search: str = "", # Text the list is searched for
 ) -> FT:
     "Say why there is nothing, and what to do."
-    if search: return Div(P("No session is named like this."), Button("Clear search", type="button", cls=styles.PLAIN, data_act="clear-search"), cls=_EMPTY)
-    return Div(render_icon("layers", 10), P("No sessions yet", cls="font-semibold"), P("A session keeps your work, so that you can leave and come back.", cls=styles.FAINT),
-               Form(Button(render_icon("plus"), "New session", cls=styles.PRIMARY), action=urls.create_session, method="post", data_send=True), cls=_EMPTY)
+    if search:
+        clear = Button("Clear search", type="button", cls=styles.PLAIN, data_act="clear-search")
+        return Div(P("No session is named like this."), clear, cls=_EMPTY)
+    return Div(
+        render_icon("layers", 10),
+        P("No sessions yet", cls="font-semibold"),
+        P("A session keeps your work, so that you can leave and come back.", cls=styles.FAINT),
+        _new_session(urls),
+        cls=_EMPTY)
 
 _EMPTY = "flex flex-col grow items-center justify-center gap-2 py-8 text-center"

@@ -31,7 +31,9 @@ def problem(request: Request, error: SessionError):
     "Answer an error of the library."
     status = status_of(error)
     if status >= 500: log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
-    if "hx-request" in request.headers: return Response(status_code=status, headers={"HX-Refresh": "true"} if status < 500 else {})   # a store that is busy may answer the next time
+    if "hx-request" in request.headers:
+        again = {"HX-Refresh": "true"} if status < 500 else {}   # a store that is busy may answer the next time
+        return Response(status_code=status, headers=again)
     title = "This session is gone" if status == 404 else "That did not work"
     return answer(title, pages.problem_page(str(error), demo_of(request).sessions.urls, title=title), status=status)
 
@@ -41,11 +43,14 @@ def too_deep(request: Request, error: RecursionError) -> Response:
 
 def missing(request: Request, error: Exception):
     "Answer for a path that is none of ours."
-    return answer("Not found", pages.problem_page("There is no such page.", demo_of(request).sessions.urls, title="Not found"), status=404)
+    page = pages.problem_page("There is no such page.", demo_of(request).sessions.urls, title="Not found")
+    return answer("Not found", page, status=404)
 
 # %% ../../nbs/demo/app.ipynb #0d5802b5
-ICON = Link(rel="icon", href="data:image/svg+xml," + quote("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><rect width='16' height='16' rx='4' fill='#605dff'/>"
-                                                           "<path d='M4 5h8M4 8h8M4 11h5' stroke='white' stroke-width='1.5'/></svg>"))
+_DRAWING = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><rect width='16' height='16' rx='4' fill='#605dff'/>"
+    "<path d='M4 5h8M4 8h8M4 11h5' stroke='white' stroke-width='1.5'/></svg>")
+ICON = Link(rel="icon", href="data:image/svg+xml," + quote(_DRAWING))
 COLUMNS = [ColumnSpec("files", "Files", "w-24"), ColumnSpec("total", "Total size", "w-24")]
 
 def make_app(
@@ -54,15 +59,28 @@ def make_app(
     "Make the demo. Raises `InvalidInput`, `StoreError`."
     settings = settings or load_settings()
     prepare(settings)
-    service = SessionManagementService(open_store(settings.store_url), settings.flow_id, flow.columns, flow.label, trash_s=settings.trash_s)
-    sessions = init_session_manager_routers(service, "/", settings.prefix, COLUMNS, flow.STEPS.__getitem__, get_owner=user_of if settings.users else None)
-    hdrs, key = (*sessions.hdrs, ICON, Meta(name="htmx-config", content='{"allowEval":false}')), secret_key(settings.data)
+    store = open_store(settings.store_url)
+    service = SessionManagementService(store, settings.flow_id, flow.columns, flow.label, trash_s=settings.trash_s)
+    get_owner = user_of if settings.users else None
+    sessions = init_session_manager_routers(
+        service, "/", settings.prefix, COLUMNS, flow.STEPS.__getitem__, get_owner=get_owner)
+    hdrs = (*sessions.hdrs, ICON, Meta(name="htmx-config", content='{"allowEval":false}'))
+    key = secret_key(settings.data)
     def framed(content: Any, request: Request) -> Any:
         user = user_of(request)
         return pages.frame(content, sessions.urls, path=request.url.path, user=user, known=bool(user or not settings.users))
-    app = FastHTML(title="Ingest", default_hdrs=False, hdrs=hdrs, htmlkw={"lang": "en"}, canonical=False, body_wrap=framed, before=before(settings),
-                   secret_key=key, session_cookie=f"ingest_{hashlib.sha256(key.encode()).hexdigest()[:8]}",
-                   exception_handlers={SessionError: problem, RecursionError: too_deep, 404: missing}, middleware=[Middleware(SecurityHeaders, csp=policy(hdrs))])
+    app = FastHTML(
+        title="Ingest",
+        default_hdrs=False,
+        hdrs=hdrs,
+        htmlkw={"lang": "en"},
+        canonical=False,
+        body_wrap=framed,
+        before=before(settings),
+        secret_key=key,
+        session_cookie=f"ingest_{hashlib.sha256(key.encode()).hexdigest()[:8]}",
+        exception_handlers={SessionError: problem, RecursionError: too_deep, 404: missing},
+        middleware=[Middleware(SecurityHeaders, csp=policy(hdrs))])
     app.state.demo = Demo(settings, service, sessions)
     for each in (*sessions.routers, router): each.to_app(app)
     return app
@@ -74,11 +92,14 @@ def before(settings: Settings) -> list: # What every request passes first
 
 def prepare(settings: Settings) -> None:
     "Make the data folder and the sample files. Raises `InvalidInput`."
-    if settings.folder and not Path(settings.folder).expanduser().is_dir(): raise InvalidInput("folder", f"{settings.folder!r} is no folder: check the spelling")
+    if settings.folder and not Path(settings.folder).expanduser().is_dir():
+        raise InvalidInput("folder", f"{settings.folder!r} is no folder: check the spelling")
     try:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not settings.folder: make_samples(settings.data/"samples")
-    except OSError as e: raise InvalidInput("data", f"the folder {str(settings.data)!r} cannot be made or written: {e.strerror}; choose another with DATA or --data") from e
+    except OSError as e:
+        reason = f"the folder {str(settings.data)!r} cannot be made or written: {e.strerror}"
+        raise InvalidInput("data", f"{reason}; choose another with DATA or --data") from e
 
 # %% ../../nbs/demo/app.ipynb #8c03220e
 def serve(

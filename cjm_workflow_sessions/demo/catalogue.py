@@ -14,9 +14,23 @@ from pathlib import Path
 from typing import Any
 
 # %% ../../nbs/demo/catalogue.ipynb #6aa8abd6
-_TABLE = """CREATE TABLE IF NOT EXISTS entry(owner TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL, mime TEXT NOT NULL, width INTEGER, height INTEGER,
-    keywords TEXT NOT NULL, session_id TEXT NOT NULL, committed_at TEXT NOT NULL, PRIMARY KEY(owner, path)) WITHOUT ROWID"""
-_PUT = """INSERT OR REPLACE INTO entry(owner, path, size, sha256, mime, width, height, keywords, session_id, committed_at) VALUES(?,?,?,?,?,?,?,?,?,?)"""
+_TABLE = """CREATE TABLE IF NOT EXISTS entry(
+    owner TEXT NOT NULL,
+    path TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    mime TEXT NOT NULL,
+    width INTEGER,
+    height INTEGER,
+    keywords TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    committed_at TEXT NOT NULL,
+    PRIMARY KEY(owner, path)) WITHOUT ROWID"""
+_FIND = "SELECT sha256 FROM entry WHERE owner = ? AND path = ?"
+_PUT = """INSERT OR REPLACE INTO
+    entry(owner, path, size, sha256, mime, width, height, keywords, session_id, committed_at)
+    VALUES(:owner, :path, :size, :sha256, :mime, :width, :height, :keywords, :session_id, :committed_at)"""
+_SUM = "SELECT mime, count(*) n, sum(size) FROM entry WHERE owner = ? GROUP BY mime ORDER BY n DESC, mime"
 
 @contextmanager
 def _open(file: Path) -> Iterator[sqlite3.Connection]:
@@ -38,14 +52,16 @@ def commit(
     rows: list[dict[str, Any]], # From `ingest.read_file`, none with an error
 ) -> dict[str, int]: # How many were "added", "changed" and "unchanged"
     "Write rows in one transaction."
-    now, counts = datetime.now(timezone.utc).isoformat(timespec="seconds"), {"added": 0, "changed": 0, "unchanged": 0}
+    counts = {"added": 0, "changed": 0, "unchanged": 0}
+    common = {"owner": owner, "session_id": session_id}
+    common["committed_at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with _open(file) as db:
         db.execute("BEGIN IMMEDIATE")   # closing without COMMIT rolls back
         for row in rows:
             path = shown(str(Path(folder)/row["name"]))
-            before = db.execute("SELECT sha256 FROM entry WHERE owner = ? AND path = ?", (owner, path)).fetchone()
+            before = db.execute(_FIND, (owner, path)).fetchone()
             counts["added" if before is None else "unchanged" if before[0] == row["sha256"] else "changed"] += 1
-            db.execute(_PUT, (owner, path, row["size"], row["sha256"], row["mime"], row["width"], row["height"], " ".join(row["keywords"]), session_id, now))
+            db.execute(_PUT, row | common | {"path": path, "keywords": " ".join(row["keywords"])})
         db.execute("COMMIT")
     return counts
 
@@ -56,4 +72,4 @@ def totals(
 ) -> list[tuple[str, int, int]]: # (MIME type, files, bytes), the most files first
     "Sum the catalogue up by type."
     with _open(file) as db:
-        return db.execute("SELECT mime, count(*) n, sum(size) FROM entry WHERE owner = ? GROUP BY mime ORDER BY n DESC, mime", (owner,)).fetchall()
+        return db.execute(_SUM, (owner,)).fetchall()

@@ -38,8 +38,11 @@ def sentence(
 ) -> str:
     "Say something about a subject."
     a, b, c = rng.sample(words, 3)
-    return rng.choice((f"The {a} near the {b} needs a new {c}.", f"We measured {rng.randint(2, 90)} times: {a}, {b} and {c}.", f"Before noon the {a} was moved, and the {b} followed.",
-                       f"Ask whether {a} or {b} comes first; the {c} can wait."))
+    return rng.choice((
+        f"The {a} near the {b} needs a new {c}.",
+        f"We measured {rng.randint(2, 90)} times: {a}, {b} and {c}.",
+        f"Before noon the {a} was moved, and the {b} followed.",
+        f"Ask whether {a} or {b} comes first; the {c} can wait."))
 
 def paragraphs(
     rng: Random, # Decides the words
@@ -64,22 +67,28 @@ def csv_file(rng: Random, subject: str, words: list[str]) -> bytes:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(("day", subject, "reading"))
-    rows.writerows((f"2026-03-{day % 28 + 1:02}", rng.choice(words), f"{rng.gauss(20, 4):.2f}") for day in range(rng.randint(8, 250)))
+    for day in range(rng.randint(8, 250)):
+        rows.writerow((f"2026-03-{day % 28 + 1:02}", rng.choice(words), f"{rng.gauss(20, 4):.2f}"))
     return out.getvalue().encode()
 
 def json_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write records."
-    records = [{"name": w, "weight": rng.randint(1, 999), "tags": rng.sample(words, 2)} for w in rng.sample(words, rng.randint(2, 10))]
+    chosen = rng.sample(words, rng.randint(2, 10))
+    records = [{"name": w, "weight": rng.randint(1, 999), "tags": rng.sample(words, 2)} for w in chosen]
     return json.dumps({"subject": subject, "records": records}, indent=2).encode()
 
 def html_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write a web page."
     body = "\n".join(f"<p>{sentence(rng, words)}</p>" for _ in range(rng.randint(3, 20)))
-    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{subject}</title></head>\n<body><h1>{subject}</h1>\n{body}\n</body></html>\n'.encode()
+    head = f'<head><meta charset="utf-8"><title>{subject}</title></head>'
+    page = f'<!doctype html>\n<html lang="en">{head}\n<body><h1>{subject}</h1>\n{body}\n</body></html>\n'
+    return page.encode()
 
 def python_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write a module that compiles."
-    functions = "\n\n".join(f'def {w}(n: int) -> int:\n    "{sentence(rng, words)}"\n    return n * {rng.randint(2, 99)}' for w in rng.sample(words, rng.randint(2, 6)))
+    def function(name: str) -> str:
+        return f'def {name}(n: int) -> int:\n    "{sentence(rng, words)}"\n    return n * {rng.randint(2, 99)}'
+    functions = "\n\n".join(map(function, rng.sample(words, rng.randint(2, 6))))
     return f'"""All about the {subject}."""\n\n{functions}\n'.encode()
 
 # %% ../../nbs/demo/files.ipynb #7d338e67
@@ -90,56 +99,75 @@ def picture(
 ) -> Pixels:
     "Paint a few discs on a gradient."
     w, h = rng.randint(24, 120), rng.randint(24, 90)
-    base, tint = [rng.randrange(256) for _ in range(3)], [rng.randrange(256) for _ in range(3)]
-    discs = [(rng.randrange(w), rng.randrange(h), rng.randint(4, 20) ** 2, [rng.randrange(256) for _ in range(3)]) for _ in range(4)]
+    def random_color() -> list[int]: return [rng.randrange(256) for _ in range(3)]
+    base, tint = random_color(), random_color()
+    discs = [(rng.randrange(w), rng.randrange(h), rng.randint(4, 20) ** 2, random_color()) for _ in range(4)]
     def color(x: int, y: int) -> tuple[int, int, int]:
-        r, g, b = next((c for cx, cy, rr, c in discs if (x - cx) ** 2 + (y - cy) ** 2 < rr), [p + (q - p) * (x + y) // (w + h) for p, q in zip(base, tint)])
+        gradient = [p + (q - p) * (x + y) // (w + h) for p, q in zip(base, tint)]
+        r, g, b = next((c for cx, cy, rr, c in discs if (x - cx) ** 2 + (y - cy) ** 2 < rr), gradient)
         return r, g, b
     return w, h, [color(x, y) for y in range(h) for x in range(w)]
 
 def png_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write a picture as PNG."
     w, h, pixels = picture(rng)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     rows = b"".join(b"\x00" + bytes(v for pixel in pixels[y * w:(y + 1) * w] for v in pixel) for y in range(h))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 def gif_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write a picture as GIF with 128 colours."
     w, h, pixels = picture(rng)
     palette = bytes(v for i in range(128) for v in (i >> 5 << 6, (i >> 2 & 7) << 5, (i & 3) << 6))
     codes = bytes((r >> 6) << 5 | (g >> 5) << 2 | b >> 6 for r, g, b in pixels)
-    stream = b"".join(b"\x80" + codes[i:i + 120] for i in range(0, len(codes), 120)) + b"\x81"   # 0x80 clears the table, 0x81 ends the picture
+    # 0x80 clears the table, 0x81 ends the picture
+    stream = b"".join(b"\x80" + codes[i:i + 120] for i in range(0, len(codes), 120)) + b"\x81"
     blocks = b"".join(bytes([len(part)]) + part for part in (stream[i:i + 255] for i in range(0, len(stream), 255)))
-    return b"GIF89a" + struct.pack("<HHBBB", w, h, 0xF6, 0, 0) + palette + b"," + struct.pack("<HHHHB", 0, 0, w, h, 0) + b"\x07" + blocks + b"\x00;"
+    screen, place = struct.pack("<HHBBB", w, h, 0xF6, 0, 0), struct.pack("<HHHHB", 0, 0, w, h, 0)
+    return b"GIF89a" + screen + palette + b"," + place + b"\x07" + blocks + b"\x00;"
 
 def bmp_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write a picture as BMP: rows from the bottom up, blue first, padded to four bytes."
     w, h, pixels = picture(rng)
-    rows = b"".join(bytes(v for r, g, b in pixels[y * w:(y + 1) * w] for v in (b, g, r)) + bytes(-3 * w % 4) for y in reversed(range(h)))
-    return b"BM" + struct.pack("<IHHI", 54 + len(rows), 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, w, h, 1, 24, 0, len(rows), 2835, 2835, 0, 0) + rows
+    def row(y: int) -> bytes:
+        return bytes(v for r, g, b in pixels[y * w:(y + 1) * w] for v in (b, g, r)) + bytes(-3 * w % 4)
+    rows = b"".join(map(row, reversed(range(h))))
+    header = struct.pack("<IHHI", 54 + len(rows), 0, 0, 54)
+    return b"BM" + header + struct.pack("<IiiHHIIiiII", 40, w, h, 1, 24, 0, len(rows), 2835, 2835, 0, 0) + rows
 
 def wav_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Write a note that fades away, 8,000 samples a second."
     n, pitch, out = rng.randint(800, 6000), rng.randint(200, 900), io.BytesIO()
+    samples = (int(20_000 * math.sin(i * pitch / 1273) * (1 - i / n)) for i in range(n))
     with wave.open(out, "wb") as sound:
         sound.setparams((1, 2, 8000, n, "NONE", "not compressed"))
-        sound.writeframes(b"".join(struct.pack("<h", int(20_000 * math.sin(i * pitch / 1273) * (1 - i / n))) for i in range(n)))
+        sound.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
     return out.getvalue()
 
 def zip_file(rng: Random, subject: str, words: list[str]) -> bytes:
     "Pack two texts."
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("notes.txt", "more/plan.txt"): archive.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), paragraphs(rng, words, 4))
+        for name in ("notes.txt", "more/plan.txt"):
+            archive.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), paragraphs(rng, words, 4))
     return out.getvalue()
 
 # %% ../../nbs/demo/files.ipynb #18f9d392
 type Maker = Callable[[Random, str, list[str]], bytes]
 KINDS: tuple[tuple[str, str, int, Maker], ...] = ( # (folder, ending, how many, who makes them)
-    ("notes", "txt", 30, text_file), ("pages", "md", 25, markdown_file), ("tables", "csv", 25, csv_file), ("records", "json", 25, json_file),
-    ("images", "png", 30, png_file), ("images", "gif", 10, gif_file), ("scans", "bmp", 10, bmp_file), ("sounds", "wav", 15, wav_file),
-    ("web", "html", 10, html_file), ("code", "py", 10, python_file), ("archive", "zip", 10, zip_file))
+    ("notes", "txt", 30, text_file),
+    ("pages", "md", 25, markdown_file),
+    ("tables", "csv", 25, csv_file),
+    ("records", "json", 25, json_file),
+    ("images", "png", 30, png_file),
+    ("images", "gif", 10, gif_file),
+    ("scans", "bmp", 10, bmp_file),
+    ("sounds", "wav", 15, wav_file),
+    ("web", "html", 10, html_file),
+    ("code", "py", 10, python_file),
+    ("archive", "zip", 10, zip_file))
 
 def sample_files() -> Iterator[tuple[str, bytes]]: # (path within the folder, content): 200 of them
     "Make the files, the same every time."

@@ -54,11 +54,22 @@ class Ingest:
         step: str|None = None, # Current step of the session; None: a fresh one
     ) -> "Ingest":
         "Read a state; what is not there yet is empty."
-        def options(key: str) -> Options: return Options(**{f.name: state[key][f.name] for f in fields(Options) if f.name in state.get(key, {})})
+        def options(key: str) -> Options:
+            known = state.get(key, {})
+            return Options(**{f.name: known[f.name] for f in fields(Options) if f.name in known})
         progress = state.get("progress", {})
         rows = [row for key in sorted(state) if key.startswith("rows_") for row in state[key]]
-        return cls(step or "choose", options("options"), options("used" if "used" in state else "options"), state.get("names", []), state.get("unread", []), rows,
-                   progress.get("run", ""), progress.get("beat", 0), frozenset(state.get("dropped", [])), state.get("result"))
+        return cls(
+            step=step or "choose",
+            options=options("options"),
+            used=options("used" if "used" in state else "options"),
+            names=state.get("names", []),
+            unread=state.get("unread", []),
+            rows=rows,
+            run=progress.get("run", ""),
+            beat=progress.get("beat", 0),
+            dropped=frozenset(state.get("dropped", [])),
+            result=state.get("result"))
 
     @property
     def all_read(self) -> bool: return bool(self.names) and len(self.rows) == len(self.names)
@@ -97,8 +108,8 @@ def columns(
     "Fill the columns `files` and `total`."
     ingest = Ingest.of(state)
     if not ingest.names: return {}
-    if not ingest.all_read: return {"files": f"{len(ingest.rows):,} of {len(ingest.names):,}", "total": format_bytes(total_size(ingest.rows))}
-    return {"files": f"{len(ingest.kept):,}", "total": format_bytes(total_size(ingest.kept))}
+    if ingest.all_read: return {"files": f"{len(ingest.kept):,}", "total": format_bytes(total_size(ingest.kept))}
+    return {"files": f"{len(ingest.rows):,} of {len(ingest.names):,}", "total": format_bytes(total_size(ingest.rows))}
 
 def label(
     summary: SessionSummary, # Of one session
@@ -106,8 +117,10 @@ def label(
 ) -> str: # "" while there is no folder: the service then names it after its time
     "Name a session after its folder and pattern."
     options = Ingest.of(state).used
-    folder = Path(options.folder.strip()).name or options.folder.strip()
-    return folder and f"Ingest of {catalogue.shown(folder)}" + (f" ({options.pattern.strip()})" if options.pattern.strip() not in ("", "*") else "")
+    folder, pattern = options.folder.strip(), options.pattern.strip()
+    name = Path(folder).name or folder
+    if not name: return ""
+    return f"Ingest of {catalogue.shown(name)}" + (f" ({pattern})" if pattern not in ("", "*") else "")
 
 # %% ../../nbs/demo/flow.ipynb #39ed940e
 def begin(
@@ -177,7 +190,8 @@ def process(
             if not save(service, session_id, run, rows): return
             rows, since = [], time.monotonic()
         if save(service, session_id, run, rows): service.set_current_step(session_id, "review")
-    except SessionError as e: log.warning("reading for session %s ended: %s", session_id[:8], e)   # deleted, or the store is out of reach; what was saved is kept
+    except SessionError as e:   # deleted, or the store is out of reach; what was saved is kept
+        log.warning("reading for session %s ended: %s", session_id[:8], e)
 
 def save(
     service: SessionManagementService, # Of the person whose session it is
@@ -203,7 +217,8 @@ def choose_rows(
     with service.edit_state(session_id) as state:
         check_open(state)
         rows = len(Ingest.of(state).rows)
-        state["dropped"] = sorted(i for i in set(state.get("dropped", [])) - shown | shown - kept if i < rows)
+        dropped = set(state.get("dropped", [])) - shown | shown - kept
+        state["dropped"] = sorted(i for i in dropped if i < rows)
         return Ingest.of(state, "review")
 
 def commit(

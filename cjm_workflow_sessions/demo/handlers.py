@@ -108,14 +108,20 @@ def show(
     "Show the step that a session is at. Raises `SessionNotFound`, and `problem` where the page has no form for it."
     demo, service = demo_of(request), service_for(request)
     row = service.require_session(session_id)
-    ingest, urls, query = Ingest.of(service.get_state(session_id), row.summary.current_step), demo.sessions.urls, dict(request.query_params)
+    ingest, urls = Ingest.of(service.get_state(session_id), row.summary.current_step), demo.sessions.urls
     if problem and ingest.page not in ("choose", "commit"): raise problem
+    def review_page() -> Any:
+        query = dict(request.query_params)
+        return step_pages.review_page(row, ingest, urls, kind=query.get("kind", ""), number=number(query, "page", 1))
+    def done_page() -> Any:
+        totals = catalogue.totals(demo.catalogue, service.owner or "")
+        return step_pages.done_page(row, ingest, urls, totals, str(demo.catalogue))
     draw: dict[str, Callable[[], Any]] = {
         "choose": lambda: step_pages.choose_page(row, ingest, urls, problem=problem),
         "process": lambda: step_pages.process_page(row, ingest, urls, time.time()),
-        "review": lambda: step_pages.review_page(row, ingest, urls, kind=query.get("kind", ""), number=number(query, "page", 1)),
+        "review": review_page,
         "commit": lambda: step_pages.commit_page(row, ingest, urls, problem=problem),
-        "done": lambda: step_pages.done_page(row, ingest, urls, catalogue.totals(demo.catalogue, service.owner or ""), str(demo.catalogue))}
+        "done": done_page}
     return answer(flow.STEPS[ingest.page], draw[ingest.page](), status=422 if problem else 200)
 
 @router("/ingest/{session_id}/progress", methods=["GET"])
@@ -124,7 +130,8 @@ def progress(request: Request, session_id: str):
     service = service_for(request)
     step_id = service.get_current_step(session_id)   # before the state, which is never behind it
     ingest, now = Ingest.of(service.get_state(session_id), step_id), time.time()
-    if ingest.page != "process" or ingest.status(now) != request.query_params.get("status"): return Response(headers={"HX-Refresh": "true"})
+    goes_on = ingest.page == "process" and ingest.status(now) == request.query_params.get("status")
+    if not goes_on: return Response(headers={"HX-Refresh": "true"})
     return FtResponse(step_pages.progress_bar(session_id, ingest, now))
 
 # %% ../../nbs/demo/handlers.ipynb #3e824c2c
@@ -141,7 +148,12 @@ def worked_on(
 def options_of(data: dict) -> Options: # As typed
     "Read the first form. Raises `InvalidInput`."
     pace = number(data, "pace_ms", 0)
-    return Options(text(data, "folder"), text(data, "pattern"), "recursive" in data, "keywords" in data, pace if pace in step_pages.PACES else 0)
+    return Options(
+        folder=text(data, "folder"),
+        pattern=text(data, "pattern"),
+        recursive="recursive" in data,
+        keywords="keywords" in data,
+        pace_ms=pace if pace in step_pages.PACES else 0)
 
 @router("/new", methods=["POST"])
 def new(request: Request):
@@ -209,11 +221,13 @@ def review(request: Request, data: dict):
     if data.get("go") in ("commit", "choose"):
         service.set_current_step(session_id, data["go"])
         return see(step_path(session_id))
-    at = {"kind": text(data, "kind"), "page": 1} if "kind" in data else {"kind": kind, "page": number(data, "page", number(data, "at_page", 1))}
+    if "kind" in data: at: dict[str, Any] = {"kind": text(data, "kind"), "page": 1}
+    else: at = {"kind": kind, "page": number(data, "page", number(data, "at_page", 1))}
     return see(f"{step_path(session_id)}?{urlencode(at)}")
 
 def as_list(value: Any) -> list[str]: # One ticked box comes as a text, several as a list, none not at all
-    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and v.isascii() and len(v) < 10]
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, str) and v.isascii() and len(v) < 10]
 
 @router("/commit", methods=["POST"])
 def commit(request: Request, data: dict):
@@ -234,7 +248,9 @@ def sign_in(request: Request, data: dict):
     "Take a name."
     typed = text(data, "name")
     name = " ".join(typed.split())
-    if not name or len(name) > NAME_LIMIT or not name.isprintable(): return answer("Sign in", pages.sign_in_page(f"A name has 1 to {NAME_LIMIT} letters.", typed), status=422)
+    if not name or len(name) > NAME_LIMIT or not name.isprintable():
+        page = pages.sign_in_page(f"A name has 1 to {NAME_LIMIT} letters.", typed)
+        return answer("Sign in", page, status=422)
     request.session.clear()
     request.session["user"] = name
     return see("/")

@@ -32,12 +32,18 @@ def scan(
     globs = [glob.strip().casefold() for glob in pattern.split("|") if glob.strip()]
     if not globs: raise InvalidInput("pattern", "is empty: write * for every file, or globs like *.png|*.txt")
     top = Path(folder.strip()).expanduser()
-    if not folder.strip() or "\x00" in folder: raise InvalidInput("folder", "is missing: write the path of a folder of this computer")
-    if not top.is_dir(): raise InvalidInput("folder", f"{folder!r} is {'a file, not a folder' if top.exists() else 'not there'}: check the spelling")
+    if not folder.strip() or "\x00" in folder:
+        raise InvalidInput("folder", "is missing: write the path of a folder of this computer")
+    if not top.is_dir():
+        reason = "a file, not a folder" if top.exists() else "not there"
+        raise InvalidInput("folder", f"{folder!r} is {reason}: check the spelling")
     unread: list[str] = []
     found = sorted(islice(_files(top, globs, recursive, unread), limit + 1))
-    if str(top) in unread: raise InvalidInput("folder", f"{folder!r} may not be read by this program: check its owner and mode")
-    if len(found) > limit: raise InvalidInput("pattern", f"fits more than {limit:,} files: narrow it, choose a folder further down, or raise max_files in the settings")
+    if str(top) in unread:
+        raise InvalidInput("folder", f"{folder!r} may not be read by this program: check its owner and mode")
+    if len(found) > limit:
+        ways = "narrow it, choose a folder further down, or raise max_files in the settings"
+        raise InvalidInput("pattern", f"fits more than {limit:,} files: {ways}")
     if not found: raise InvalidInput("pattern", f"no file in {folder!r} fits {pattern!r}")
     return found, [os.path.relpath(path, top) for path in unread]
 
@@ -56,12 +62,23 @@ def fits(
 ) -> bool:
     "Hold a path against the globs."
     path, name = path.casefold(), path.rpartition("/")[2].casefold()
-    return any(fnmatchcase(path if "/" in glob else name, glob) and (not name.startswith(".") or glob.startswith(".")) for glob in globs)
+    def fit(glob: str) -> bool:
+        if name.startswith(".") and not glob.startswith("."): return False
+        return fnmatchcase(path if "/" in glob else name, glob)
+    return any(map(fit, globs))
 
 # %% ../../nbs/demo/ingest.ipynb #365ec116
-_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"GIF87a": "image/gif", b"GIF89a": "image/gif", b"\xff\xd8\xff": "image/jpeg", b"PK\x03\x04": "application/zip",
-               b"%PDF-": "application/pdf"}
-_NEWER = {".md": "text/markdown", ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document", ".odt": "application/vnd.oasis.opendocument.text"}
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"PK\x03\x04": "application/zip",
+    b"%PDF-": "application/pdf"}
+_NEWER = {
+    ".md": "text/markdown",
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".odt": "application/vnd.oasis.opendocument.text"}
 _BY_NAME = mimetypes.MimeTypes()
 for _ending, _mime in _NEWER.items(): _BY_NAME.add_type(_mime, _ending)
 
@@ -104,9 +121,11 @@ def _jpeg_size(head: bytes) -> tuple[int, int]:
         at += 2 + struct.unpack(">H", head[at + 2:at + 4])[0]
 
 # %% ../../nbs/demo/ingest.ipynb #3d05409c
-_STOP = frozenset("""about above after again also another because been before being below between both cannot class could does doing during each first from function have having here href html
-    http https import into itself just lang like more most must next none only other over return same second self should some such than that their them then there these they this those
-    through title true false under until very void what when where which while will with would your""".split())
+_STOP = frozenset("""
+    about above after again also another because been before being below between both cannot class could does doing during
+    each first from function have having here href html http https import into itself just lang like more most must next none
+    only other over return same second self should some such than that their them then there these they this those through
+    title true false under until very void what when where which while will with would your""".split())
 _WORD = re.compile(r"[^\W\d_]{4,30}")
 
 def keywords(
@@ -114,7 +133,8 @@ def keywords(
     n: int = 5, # How many at most
 ) -> list[str]: # The most frequent words, folded
     "Find what a text is about."
-    return [word for word, _ in Counter(w for w in map(str.casefold, _WORD.findall(text)) if w not in _STOP).most_common(n)]
+    words = (word.casefold() for word in _WORD.findall(text))
+    return [word for word, _ in Counter(w for w in words if w not in _STOP).most_common(n)]
 
 # %% ../../nbs/demo/ingest.ipynb #1a3ebcca
 HEAD = 256 * 1024 # Bytes looked at for type, dimensions and keywords
@@ -138,8 +158,16 @@ def read_file(
     except OSError as e: return {"name": name, "error": e.strerror or str(e)}
     mime = mime_type(name, head)
     w, h = image_size(head) or (None, None)
-    text = re.sub("<[^>]*>", " ", head.decode(errors="replace")) if want_keywords and (mime.startswith("text/") or mime in _TEXTS) else ""
-    return {"name": name, "size": size, "sha256": digest.hexdigest(), "mime": mime, "width": w, "height": h, "keywords": keywords(text)}
+    is_text = mime.startswith("text/") or mime in _TEXTS
+    text = re.sub("<[^>]*>", " ", head.decode(errors="replace")) if want_keywords and is_text else ""
+    return {
+        "name": name,
+        "size": size,
+        "sha256": digest.hexdigest(),
+        "mime": mime,
+        "width": w,
+        "height": h,
+        "keywords": keywords(text)}
 
 # %% ../../nbs/demo/ingest.ipynb #a673c15b
 def kind_of(
@@ -149,4 +177,8 @@ def kind_of(
     mime = row.get("mime", "unreadable/")
     return _KINDS.get(mime) or mime.partition("/")[0].replace("application", "other")
 
-_KINDS = {"application/json": "data", "application/zip": "archive", "application/gzip": "archive", "application/pdf": "document"}
+_KINDS = {
+    "application/json": "data",
+    "application/zip": "archive",
+    "application/gzip": "archive",
+    "application/pdf": "document"}

@@ -12,7 +12,8 @@ from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
-from fasthtml.common import FT, A, Button, Div, Form, H1, H2, Header, Hidden, Input, Label, Li, Main, Nav, P, Span, Th, Thead, Tr, Ul
+from fasthtml.common import (
+    FT, A, Button, Div, Form, H1, H2, Header, Hidden, Input, Label, Li, Main, Nav, P, Span, Th, Thead, Tr, Ul)
 
 from .. import EnrichedSessionSummary, SessionManagementUrls
 from .catalogue import shown
@@ -32,7 +33,8 @@ def post_form(
     **attrs: Any, # More attributes
 ) -> FT: # `<form>`
     "Make a form that names its session, so that tabs on different sessions never mix."
-    return Form(Hidden(session_id, name="session_id") if session_id else None, *content, action=path, method="post", **attrs)
+    field = Hidden(session_id, name="session_id") if session_id else None
+    return Form(field, *content, action=path, method="post", **attrs)
 
 def note(
     text: Any, # Shown as given
@@ -78,13 +80,27 @@ def frame(
     known: bool = True, # Whether the one who asks may go anywhere; False before they have signed in
 ) -> FT:
     "Put a page below the header."
-    sessions = A("Sessions", href=urls.management_page, cls=GHOST, aria_current="page" if path.startswith(urls.management_page) else None)
-    leave = post_form("/sign-out", Span(user, dir="auto", title=user, cls="hidden max-w-32 truncate text-sm sm:block"),
-                      Button("Sign out", title=f"You are {user}", cls=GHOST), cls="flex items-center gap-1") if user else None
-    ways = Div(sessions, post_form("/new", Button("New ingest", cls=SMALL)), leave, cls="flex items-center justify-end gap-1") if known else None
-    bar = Nav(A("Ingest", href="/", cls="btn btn-ghost px-2 text-lg"), ways, aria_label="Main",
-              cls="mx-auto flex h-full max-w-5xl items-center justify-between px-4")
-    return Div(Header(bar, cls="h-16 shrink-0 border-b border-base-300 bg-base-200"), content, cls="flex min-h-dvh flex-col [--wsm-height:calc(100dvh-4rem)]")
+    here = "page" if path.startswith(urls.management_page) else None
+    ways = Div(
+        A("Sessions", href=urls.management_page, cls=GHOST, aria_current=here),
+        post_form("/new", Button("New ingest", cls=SMALL)),
+        _sign_out(user) if user else None,
+        cls="flex items-center justify-end gap-1")
+    bar = Nav(
+        A("Ingest", href="/", cls="btn btn-ghost px-2 text-lg"),
+        ways if known else None,
+        aria_label="Main", cls="mx-auto flex h-full max-w-5xl items-center justify-between px-4")
+    return Div(
+        Header(bar, cls="h-16 shrink-0 border-b border-base-300 bg-base-200"),
+        content,
+        cls="flex min-h-dvh flex-col [--wsm-height:calc(100dvh-4rem)]")
+
+def _sign_out(user: str) -> FT:
+    return post_form(
+        "/sign-out",
+        Span(user, dir="auto", title=user, cls="hidden max-w-32 truncate text-sm sm:block"),
+        Button("Sign out", title=f"You are {user}", cls=GHOST),
+        cls="flex items-center gap-1")
 
 def page(
     *content: Any, # Below the heading
@@ -100,10 +116,12 @@ def step_list(
     current: str, # Step id
 ) -> FT: # `<ul>` of daisyUI's steps
     "Show where the person is."
-    order = list(STEPS)
+    reached = list(STEPS).index(current)
     def item(i: int, step: str, title: str) -> FT:
-        return Li(title, aria_current="step" if step == current else None, cls="step step-primary" if i <= order.index(current) else "step")
-    return Nav(Ul(*(item(i, step, title) for i, (step, title) in enumerate(STEPS.items())), cls="steps w-full text-sm"), aria_label="Steps")
+        here = "step" if step == current else None
+        return Li(title, aria_current=here, cls="step step-primary" if i <= reached else "step")
+    items = (item(i, step, title) for i, (step, title) in enumerate(STEPS.items()))
+    return Nav(Ul(*items, cls="steps w-full text-sm"), aria_label="Steps")
 
 def workflow_page(
     row: EnrichedSessionSummary, # Session that is shown
@@ -113,7 +131,8 @@ def workflow_page(
     *content: Any, # Below the heading
 ) -> FT: # `<main>`
     "Lay out a step of the workflow."
-    details = A(name_of(row.resolved_label), href=f"{urls.session_detail}?session_id={quote(row.summary.session_id)}", cls="link")
+    url = f"{urls.session_detail}?session_id={quote(row.summary.session_id)}"
+    details = A(name_of(row.resolved_label), href=url, cls="link")
     leave = "" if current == "done" else ". It is saved as you go; you can leave at any time."
     return page(*content, title=title, small=("Session: ", details, leave), steps=step_list(current))
 
@@ -126,16 +145,23 @@ def start_page(
     begin = Div(
         P("Choose a folder, and every file in it is read: size, SHA-256, type, image dimensions, keywords. "
           "Look the result over, drop what you do not want, and commit the rest to a catalogue."),
-        P("You can close this page at any step. The session is kept on the server: go on with it later, in another tab, in another browser, or after a restart."),
-        post_form("/new", Button("Start an ingest", cls=PRIMARY)), cls=f"{PANEL} flex flex-col items-start gap-4")
-    others = Div(H2("Go on with", cls="text-lg font-semibold"), Ul(*(_recent(row, urls) for row in recent), cls="divide-y divide-base-300"),
-                 A("All sessions", href=urls.management_page, cls="link self-start"), cls=STACK) if recent else None
-    return page(begin, others, title="Ingest files")
+        P("You can close this page at any step. The session is kept on the server: go on with it later, in another tab, "
+          "in another browser, or after a restart."),
+        post_form("/new", Button("Start an ingest", cls=PRIMARY)),
+        cls=f"{PANEL} flex flex-col items-start gap-4")
+    others = Div(
+        H2("Go on with", cls="text-lg font-semibold"),
+        Ul(*(_recent(row, urls) for row in recent), cls="divide-y divide-base-300"),
+        A("All sessions", href=urls.management_page, cls="link self-start"),
+        cls=STACK)
+    return page(begin, others if recent else None, title="Ingest files")
 
 def _recent(row: EnrichedSessionSummary, urls: SessionManagementUrls) -> FT:
     at = f"{STEPS.get(row.summary.current_step or 'choose', 'Choose')} · {row.summary.updated_at[:16]} UTC"
-    resume = post_form(urls.resume_session, Button("Resume", aria_label=f"Resume {row.resolved_label}", cls=SMALL), session_id=row.summary.session_id)
-    return Li(Div(Div(name_of(row.resolved_label), cls="font-medium"), Div(at, cls=FAINT), cls="min-w-0"), resume, cls="flex items-center justify-between gap-4 py-3")
+    name = Div(Div(name_of(row.resolved_label), cls="font-medium"), Div(at, cls=FAINT), cls="min-w-0")
+    button = Button("Resume", aria_label=f"Resume {row.resolved_label}", cls=SMALL)
+    resume = post_form(urls.resume_session, button, session_id=row.summary.session_id)
+    return Li(name, resume, cls="flex items-center justify-between gap-4 py-3")
 
 def sign_in_page(
     problem: str = "", # What was wrong with the name; "" at first
@@ -143,9 +169,16 @@ def sign_in_page(
 ) -> FT: # `<main>`
     "Ask who is there."
     hint = "There is no password: this is a demo on your own computer, and the name only decides whose sessions you see."
-    form = post_form("/sign-in", Label("Name", fr="name", cls="font-medium"),
-                     Input(id="name", name="name", value=name, required=True, maxlength="60", autocomplete="username", autofocus=True, aria_describedby="hint", cls="input w-full"),
-                     P(hint, id="hint", cls=FAINT), Button("Sign in", cls=PRIMARY), cls="flex max-w-md flex-col items-start gap-3")
+    field = Input(
+        id="name", name="name", value=name, required=True, maxlength="60", autocomplete="username", autofocus=True,
+        aria_describedby="hint", cls="input w-full")
+    form = post_form(
+        "/sign-in",
+        Label("Name", fr="name", cls="font-medium"),
+        field,
+        P(hint, id="hint", cls=FAINT),
+        Button("Sign in", cls=PRIMARY),
+        cls="flex max-w-md flex-col items-start gap-3")
     return page(error_note(problem) if problem else None, form, title="Who are you?")
 
 def problem_page(
@@ -155,5 +188,8 @@ def problem_page(
     title: str = "That did not work", # Heading
 ) -> FT: # `<main>`
     "Say what went wrong, with ways on."
-    ways = Div(A("All sessions", href=urls.management_page, cls=PLAIN), post_form("/new", Button("Start a new ingest", cls=PLAIN)), cls=ROW)
+    ways = Div(
+        A("All sessions", href=urls.management_page, cls=PLAIN),
+        post_form("/new", Button("Start a new ingest", cls=PLAIN)),
+        cls=ROW)
     return page(error_note(message), ways, title=title)

@@ -27,8 +27,16 @@ def policy(
     "Write the Content-Security-Policy of the pages."
     urls = [urlsplit(tag.attrs.get("src") or tag.attrs.get("href") or "") for tag in hdrs if hasattr(tag, "attrs")]
     cdns = " ".join(sorted({f"{u.scheme}://{u.netloc}" for u in urls if u.netloc}))
-    return (f"default-src 'self'; script-src 'self' {cdns}".rstrip() + f"; style-src 'self' 'unsafe-inline' {cdns}".rstrip()
-            + "; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+    rules = (
+        "default-src 'self'",
+        f"script-src 'self' {cdns}".rstrip(),
+        f"style-src 'self' 'unsafe-inline' {cdns}".rstrip(),
+        "img-src 'self' data:",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'")
+    return "; ".join(rules)
 
 class SecurityHeaders:
     "Send the same headers with every answer (OWASP, HTTP Headers Cheat Sheet)."
@@ -37,13 +45,18 @@ class SecurityHeaders:
         csp: str, # Content-Security-Policy
     ):
         self.app = app
-        self.headers = {"content-security-policy": csp, "x-content-type-options": "nosniff", "referrer-policy": "same-origin", "cache-control": "no-store"}
+        self.headers = {
+            "content-security-policy": csp,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "same-origin",
+            "cache-control": "no-store"}
 
     async def __call__(self, scope, receive, send):
         async def with_headers(message):
             if message["type"] == "http.response.start":
                 sent = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *((n.encode(), v.encode()) for n, v in self.headers.items() if n.encode() not in sent)]
+                ours = ((name.encode(), value.encode()) for name, value in self.headers.items())
+                message["headers"] = [*message["headers"], *(pair for pair in ours if pair[0] not in sent)]
             await send(message)
         await self.app(scope, receive, with_headers)
 
@@ -67,7 +80,10 @@ def listen(
     port: int, # 0 takes a free one
 ) -> socket.socket: # Listening
     "Take a port. Raises `InvalidInput` saying what to do."
-    try: return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try: return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as e:
-        if e.errno == errno.EADDRINUSE: raise InvalidInput("port", f"{port} is taken by another program: choose another, PORT={port + 1} or --port {port + 1}, or 0 for any free one") from e
+        if e.errno == errno.EADDRINUSE:
+            ways = f"choose another, PORT={port + 1} or --port {port + 1}, or 0 for any free one"
+            raise InvalidInput("port", f"{port} is taken by another program: {ways}") from e
         raise InvalidInput("host", f"cannot listen on {host} port {port}: {e.strerror or e}") from e

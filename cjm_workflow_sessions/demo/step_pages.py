@@ -10,7 +10,9 @@ __all__ = ['PACES', 'PAGE_ROWS', 'choose_page', 'progress_bar', 'process_page', 
 from collections import Counter
 from typing import Any
 
-from fasthtml.common import FT, A, Button, Code, Dd, Div, Dl, Dt, Fieldset, H2, Hidden, Input, Label, Legend, Noscript, Option, P, Progress, Select, Span, Strong, Table, Tbody, Td, Tr
+from fasthtml.common import (
+    FT, A, Button, Code, Dd, Div, Dl, Dt, Fieldset, H2, Hidden, Input, Label, Legend, Noscript, Option, P, Progress, Select,
+    Span, Strong, Table, Tbody, Td, Tr)
 
 from .. import EnrichedSessionSummary, InvalidInput, SessionManagementUrls, format_bytes
 from .catalogue import shown
@@ -19,8 +21,26 @@ from .ingest import kind_of
 from .pages import APART, BORDERED, FAINT, PANEL, PLAIN, PRIMARY, ROW, SMALL, STACK, TINY
 from .pages import badges, error_note, heads, name_of, note, post_form, workflow_page
 
+# %% ../../nbs/demo/step_pages.ipynb #8c7c4e70
+def _go_back(
+    session_id: str, # Session that is shown
+    step: str, # Step to go to
+    text: str, # Of the button
+    *,
+    name: str|None = None, # What a screen reader says; None: the text
+    cls: str = PLAIN, # Classes of the button
+) -> FT: # `<form>`
+    button = Button(text, aria_label=name, cls=cls)
+    return post_form("/step", Hidden(step, name="step"), button, session_id=session_id)
+
+def _problem(problem: InvalidInput|None) -> FT|None:
+    return error_note(str(problem)) if problem else None
+
 # %% ../../nbs/demo/step_pages.ipynb #2d7db780
-PACES = {0: "as fast as it can", 25: "25 ms a file, to watch it", 200: "200 ms a file, to leave and come back"} # Milliseconds -> text
+PACES = { # Milliseconds -> text
+    0: "as fast as it can",
+    25: "25 ms a file, to watch it",
+    200: "200 ms a file, to leave and come back"}
 
 def choose_page(
     row: EnrichedSessionSummary, # Session that is shown
@@ -31,26 +51,40 @@ def choose_page(
 ) -> FT: # `<main>`
     "Ask for folder, pattern and options."
     o, session_id, wrong = ingest.options, row.summary.session_id, problem.field if problem else ""
-    pace = Select(*(Option(text, value=str(ms), selected=ms == o.pace_ms) for ms, text in PACES.items()), id="pace_ms", name="pace_ms", cls="select w-full max-w-md")
+    paces = (Option(text, value=str(ms), selected=ms == o.pace_ms) for ms, text in PACES.items())
+    options = Fieldset(
+        Legend("Options", cls="font-medium"),
+        _switch("recursive", "Folders within it, too", o.recursive),
+        _switch("keywords", "Look for keywords in texts", o.keywords))
+    pace = Div(
+        Label("Pace", fr="pace_ms", cls="font-medium"),
+        Select(*paces, id="pace_ms", name="pace_ms", cls="select w-full max-w-md"),
+        cls="flex flex-col gap-1")
+    anew = P("Starting again reads every file anew and forgets the result that is there.", cls=FAINT)
+    folder_hint = "A folder of the computer that this server runs on."
+    pattern_hint = "Globs with | between them, such as *.png|*.jpg; * takes every file."
     form = post_form(
         "/process",
-        _text_field("folder", "Folder", o.folder, "A folder of the computer that this server runs on.", wrong == "folder"),
-        _text_field("pattern", "Files", o.pattern, "Globs with | between them, such as *.png|*.jpg; * takes every file.", wrong == "pattern"),
-        Fieldset(Legend("Options", cls="font-medium"), _switch("recursive", "Folders within it, too", o.recursive), _switch("keywords", "Look for keywords in texts", o.keywords)),
-        Div(Label("Pace", fr="pace_ms", cls="font-medium"), pace, cls="flex flex-col gap-1"),
-        P("Starting again reads every file anew and forgets the result that is there.", cls=FAINT) if ingest.rows else None,
+        _text_field("folder", "Folder", o.folder, folder_hint, wrong == "folder"),
+        _text_field("pattern", "Files", o.pattern, pattern_hint, wrong == "pattern"),
+        options,
+        pace,
+        anew if ingest.rows else None,
         Div(Button("Start", cls=PRIMARY), cls="pt-2"),
         session_id=session_id, hx_post="/draft", hx_trigger="change", hx_swap="none", cls="flex max-w-2xl flex-col gap-4")
-    back = post_form("/step", Hidden("review", name="step"), Button("Back to the result", cls=SMALL), session_id=session_id) if ingest.all_read else None
-    return workflow_page(row, "choose", "Choose files", urls, error_note(str(problem)) if problem else None, form, back)
+    back = _go_back(session_id, "review", "Back to the result", cls=SMALL) if ingest.all_read else None
+    return workflow_page(row, "choose", "Choose files", urls, _problem(problem), form, back)
 
 def _text_field(name: str, title: str, value: str, hint: str, wrong: bool) -> FT:
-    field = Input(id=name, name=name, value=shown(value), required=True, maxlength="4000", autocomplete="off", spellcheck="false", dir="auto", autofocus=wrong,
-                  aria_invalid="true" if wrong else None, aria_describedby=f"{name}-hint", cls="input input-error w-full" if wrong else "input w-full")
+    field = Input(
+        id=name, name=name, value=shown(value), required=True, maxlength="4000", autocomplete="off", spellcheck="false",
+        dir="auto", autofocus=wrong, aria_invalid="true" if wrong else None, aria_describedby=f"{name}-hint",
+        cls="input input-error w-full" if wrong else "input w-full")
     return Div(Label(title, fr=name, cls="font-medium"), field, P(hint, id=f"{name}-hint", cls=FAINT), cls="flex flex-col gap-1")
 
 def _switch(name: str, title: str, on: bool) -> FT:
-    return Label(Input(type="checkbox", id=name, name=name, value="yes", checked=on, cls="checkbox"), title, cls="flex items-center gap-3 py-1")
+    box = Input(type="checkbox", id=name, name=name, value="yes", checked=on, cls="checkbox")
+    return Label(box, title, cls="flex items-center gap-3 py-1")
 
 # %% ../../nbs/demo/step_pages.ipynb #94b64dc4
 def progress_bar(
@@ -60,10 +94,15 @@ def progress_bar(
 ) -> FT:
     "Show how far the reading is."
     n, of, status = len(ingest.rows), len(ingest.names), ingest.status(now)
-    color = "progress progress-primary w-full" if status == "running" else "progress progress-warning w-full"
-    polls = {} if status == "stopped" else {"hx_get": f"/ingest/{session_id}/progress?status={status}", "hx_trigger": "every 1s", "hx_swap": "outerHTML"}
-    return Div(Progress(value=str(n), max=str(of), aria_label="Files read", cls=color), P(Strong(f"{n:,} of {of:,} files"), f" · {format_bytes(total_size(ingest.rows))}"),
-               P("Last: ", name_of(ingest.rows[-1]["name"]), cls=FAINT) if n else None, badges(ingest.rows), id="progress", cls=STACK, **polls)
+    url = f"/ingest/{session_id}/progress?status={status}"
+    polls = {} if status == "stopped" else {"hx_get": url, "hx_trigger": "every 1s", "hx_swap": "outerHTML"}
+    color = "progress-primary" if status == "running" else "progress-warning"
+    return Div(
+        Progress(value=str(n), max=str(of), aria_label="Files read", cls=f"progress {color} w-full"),
+        P(Strong(f"{n:,} of {of:,} files"), f" · {format_bytes(total_size(ingest.rows))}"),
+        P("Last: ", name_of(ingest.rows[-1]["name"]), cls=FAINT) if n else None,
+        badges(ingest.rows),
+        id="progress", cls=STACK, **polls)
 
 def process_page(
     row: EnrichedSessionSummary, # Session that is shown
@@ -73,15 +112,20 @@ def process_page(
 ) -> FT: # `<main>`
     "Show the reading, and offer to stop it or to go on."
     session_id, status = row.summary.session_id, ingest.status(now)
-    says, title = None, "Reading files" if status == "running" else "Reading is paused"
-    if status == "stopped": says = note("Stopped. What was read is kept.", "border-l-info")
-    if status == "interrupted":
-        says = note(f"The reading was interrupted: nothing has been saved for {now - ingest.beat:,.0f} seconds. Perhaps the server was restarted, or it reads a very large file. "
-                    "What was read is kept.", "border-l-warning", role="alert")
-    act = post_form("/stop", Button("Stop", cls=PLAIN), session_id=session_id) if status == "running" else post_form("/go-on", Button("Go on", cls=PRIMARY), session_id=session_id)
-    back = post_form("/step", Hidden("choose", name="step"), Button("Back", aria_label="Back to the options", cls=PLAIN), session_id=session_id)
+    title = "Reading files" if status == "running" else "Reading is paused"
+    if status == "running": act = post_form("/stop", Button("Stop", cls=PLAIN), session_id=session_id)
+    else: act = post_form("/go-on", Button("Go on", cls=PRIMARY), session_id=session_id)
+    back = _go_back(session_id, "choose", "Back", name="Back to the options")
     reload = Noscript(A("Show the progress now", href=f"/ingest/{session_id}", cls="link"))
-    return workflow_page(row, "process", title, urls, says, progress_bar(session_id, ingest, now), reload, Div(act, back, cls=ROW))
+    content = (_how_it_stands(status, now - ingest.beat), progress_bar(session_id, ingest, now), reload, Div(act, back, cls=ROW))
+    return workflow_page(row, "process", title, urls, *content)
+
+def _how_it_stands(status: str, silence_s: float) -> FT|None:
+    if status == "stopped": return note("Stopped. What was read is kept.", "border-l-info")
+    if status != "interrupted": return None
+    return note(
+        f"The reading was interrupted: nothing has been saved for {silence_s:,.0f} seconds. Perhaps the server was restarted, "
+        "or it reads a very large file. What was read is kept.", "border-l-warning", role="alert")
 
 # %% ../../nbs/demo/step_pages.ipynb #756f4dc8
 PAGE_ROWS = 50 # Files on one page
@@ -90,7 +134,8 @@ def kept_line(
     ingest: Ingest, # State of the session
 ) -> FT:
     "Say how much is kept."
-    return P(Strong(f"{len(ingest.kept):,} of {len(ingest.rows):,} files"), f" kept, {format_bytes(total_size(ingest.kept))}", id="kept", role="status")
+    files = Strong(f"{len(ingest.kept):,} of {len(ingest.rows):,} files")
+    return P(files, f" kept, {format_bytes(total_size(ingest.kept))}", id="kept", role="status")
 
 def review_page(
     row: EnrichedSessionSummary, # Session that is shown
@@ -108,52 +153,93 @@ def review_page(
     number = max(1, min(number, pages))
     places = places[(number - 1) * PAGE_ROWS:number * PAGE_ROWS]
     form = post_form(
-        "/review", Hidden(",".join(map(str, places)), name="shown"), Hidden(kind, name="at_kind"), Hidden(str(number), name="at_page"),
+        "/review",
+        Hidden(",".join(map(str, places)), name="shown"),
+        Hidden(kind, name="at_kind"),
+        Hidden(str(number), name="at_page"),
         Button("Save", name="go", value="save", tabindex="-1", cls="sr-only"),   # what Enter in a box presses
-        Div(_kinds(kinds, kind), _all(kind), cls=APART), _table(ingest, places), _pager(number, pages), _actions(ingest),
-        session_id=row.summary.session_id, hx_post="/review", hx_trigger="change", hx_target="#kept", hx_swap="outerHTML", cls="flex flex-col gap-4")
+        Div(_kinds(kinds, kind), _all(kind), cls=APART),
+        _table(ingest, places),
+        _pager(number, pages),
+        _actions(ingest),
+        session_id=row.summary.session_id,
+        hx_post="/review",
+        hx_trigger="change",
+        hx_target="#kept",
+        hx_swap="outerHTML",
+        cls="flex flex-col gap-4")
     return workflow_page(row, "review", "Review the result", urls, *_warnings(ingest), form)
 
 def _warnings(ingest: Ingest) -> tuple:
     bad = sum("error" in r for r in ingest.rows)
-    return (note(f"{bad:,} {'file' if bad == 1 else 'files'} could not be read and will not be committed.", "border-l-warning") if bad else None,
-            note(("Folders that could not be read: ", name_of(", ".join(ingest.unread))), "border-l-warning") if ingest.unread else None)
+    files = f"{bad:,} {'file' if bad == 1 else 'files'} could not be read and will not be committed."
+    folders = ("Folders that could not be read: ", name_of(", ".join(ingest.unread)))
+    return (
+        note(files, "border-l-warning") if bad else None,
+        note(folders, "border-l-warning") if ingest.unread else None)
 
 def _kinds(kinds: Counter, chosen: str) -> FT:
     def tab(kind: str, n: int) -> FT:
         on = kind == chosen
-        return Button(f"{(kind or 'all').capitalize()} {n:,}", name="kind", value=kind, aria_pressed="true" if on else "false", cls="btn btn-sm btn-neutral" if on else SMALL)
-    return Div(tab("", kinds.total()), *(tab(kind, n) for kind, n in kinds.most_common()), role="group", aria_label="Kind of file", cls="flex flex-wrap gap-1")
+        classes = "btn btn-sm btn-neutral" if on else SMALL
+        name = f"{(kind or 'all').capitalize()} {n:,}"
+        return Button(name, name="kind", value=kind, aria_pressed="true" if on else "false", cls=classes)
+    tabs = (tab(kind, n) for kind, n in kinds.most_common())
+    return Div(tab("", kinds.total()), *tabs, role="group", aria_label="Kind of file", cls="flex flex-wrap gap-1")
 
 def _all(kind: str) -> FT:
     what = f"all {kind} files" if kind else "all files"
-    return Div(Button(f"Keep {what}", name="all", value="keep", cls=SMALL), Button(f"Drop {what}", name="all", value="drop", cls=SMALL), cls=ROW)
+    return Div(
+        Button(f"Keep {what}", name="all", value="keep", cls=SMALL),
+        Button(f"Drop {what}", name="all", value="drop", cls=SMALL),
+        cls=ROW)
 
 def _table(ingest: Ingest, places: list[int]) -> FT:
-    head = heads(("Keep", "w-16"), ("File", ""), ("Size", "w-24 text-right"), ("Type and content", "hidden w-2/5 md:table-cell"), ("SHA-256", "hidden w-36 lg:table-cell"))
-    lines = (_unreadable(ingest.rows[i]) if "error" in ingest.rows[i] else _line(i, ingest.rows[i], i not in ingest.dropped) for i in places)
-    return Div(Table(head, Tbody(*lines), cls="table table-fixed"), cls=BORDERED)
+    head = heads(
+        ("Keep", "w-16"),
+        ("File", ""),
+        ("Size", "w-24 text-right"),
+        ("Type and content", "hidden w-2/5 md:table-cell"),
+        ("SHA-256", "hidden w-36 lg:table-cell"))
+    def line(i: int) -> FT:
+        r = ingest.rows[i]
+        return _unreadable(r) if "error" in r else _line(i, r, i not in ingest.dropped)
+    return Div(Table(head, Tbody(*map(line, places)), cls="table table-fixed"), cls=BORDERED)
 
 def _line(i: int, r: dict[str, Any], kept: bool) -> FT:
     facts = f"{r['width']} × {r['height']} px" if r["width"] else ", ".join(r["keywords"])
-    return Tr(Td(Input(type="checkbox", name="keep", value=str(i), checked=kept, aria_label=f"Keep {shown(r['name'])}", cls="checkbox")),
-              Td(name_of(r["name"]), Div(r["mime"], " · " if facts else "", facts, cls=f"{TINY} md:hidden")),
-              Td(format_bytes(r["size"]), cls="whitespace-nowrap text-right tabular-nums"),
-              Td(Div(r["mime"]), Div(facts, cls=TINY), cls="hidden md:table-cell"),
-              Td(Code(r["sha256"][:12], title=r["sha256"]), cls="hidden lg:table-cell"))
+    box = Input(type="checkbox", name="keep", value=str(i), checked=kept, aria_label=f"Keep {shown(r['name'])}", cls="checkbox")
+    return Tr(
+        Td(box),
+        Td(name_of(r["name"]), Div(r["mime"], " · " if facts else "", facts, cls=f"{TINY} md:hidden")),
+        Td(format_bytes(r["size"]), cls="whitespace-nowrap text-right tabular-nums"),
+        Td(Div(r["mime"]), Div(facts, cls=TINY), cls="hidden md:table-cell"),
+        Td(Code(r["sha256"][:12], title=r["sha256"]), cls="hidden lg:table-cell"))
 
 def _unreadable(r: dict[str, Any]) -> FT:
     mark = Span("✕", title="Could not be read", role="img", aria_label="Could not be read")
-    return Tr(Td(mark), Td(name_of(r["name"]), Div(shown(r["error"]), cls="text-xs")), Td(), Td(cls="hidden md:table-cell"), Td(cls="hidden lg:table-cell"))
+    return Tr(
+        Td(mark),
+        Td(name_of(r["name"]), Div(shown(r["error"]), cls="text-xs")),
+        Td(),
+        Td(cls="hidden md:table-cell"),
+        Td(cls="hidden lg:table-cell"))
 
 def _pager(number: int, pages: int) -> FT|None:
     if pages == 1: return None
-    def turn(text: str, to: int) -> FT: return Button(text, name="page", value=str(to), disabled=not 1 <= to <= pages, cls=SMALL)
-    return Div(turn("Previous", number - 1), Span(f"Page {number:,} of {pages:,}", cls="text-sm"), turn("Next", number + 1),
-               role="group", aria_label="Pages", cls="flex items-center gap-3")
+    def turn(text: str, to: int) -> FT:
+        return Button(text, name="page", value=str(to), disabled=not 1 <= to <= pages, cls=SMALL)
+    return Div(
+        turn("Previous", number - 1),
+        Span(f"Page {number:,} of {pages:,}", cls="text-sm"),
+        turn("Next", number + 1),
+        role="group", aria_label="Pages", cls="flex items-center gap-3")
 
 def _actions(ingest: Ingest) -> FT: # In sight however long the table is
-    buttons = Div(Button("Back", name="go", value="choose", aria_label="Back to the options", cls=PLAIN), Button("Continue", name="go", value="commit", cls=PRIMARY), cls="flex gap-2")
+    buttons = Div(
+        Button("Back", name="go", value="choose", aria_label="Back to the options", cls=PLAIN),
+        Button("Continue", name="go", value="commit", cls=PRIMARY),
+        cls="flex gap-2")
     return Div(kept_line(ingest), buttons, cls=f"{APART} sticky bottom-0 border-t border-base-300 bg-base-100 py-3")
 
 # %% ../../nbs/demo/step_pages.ipynb #a43b2c64
@@ -167,10 +253,16 @@ def commit_page(
     "Show what will be written, and ask."
     session_id, kept, of = row.summary.session_id, len(ingest.kept), len(ingest.rows)
     left = f"{of - kept:,} of {of:,} are left out." if of > kept else "None is left out."
-    what = Div(P(Strong(f"{kept:,} files"), f", {format_bytes(total_size(ingest.kept))}, will be written to the catalogue. {left}"), badges(ingest.kept), cls=f"{PANEL} {STACK}")
-    actions = Div(post_form("/commit", Button("Commit", cls=PRIMARY), session_id=session_id),
-                  post_form("/step", Hidden("review", name="step"), Button("Back to the review", cls=PLAIN), session_id=session_id), cls=ROW)
-    return workflow_page(row, "commit", "Commit to the catalogue", urls, error_note(str(problem)) if problem else None, what, actions)
+    size = format_bytes(total_size(ingest.kept))
+    what = Div(
+        P(Strong(f"{kept:,} files"), f", {size}, will be written to the catalogue. {left}"),
+        badges(ingest.kept),
+        cls=f"{PANEL} {STACK}")
+    actions = Div(
+        post_form("/commit", Button("Commit", cls=PRIMARY), session_id=session_id),
+        _go_back(session_id, "review", "Back to the review"),
+        cls=ROW)
+    return workflow_page(row, "commit", "Commit to the catalogue", urls, _problem(problem), what, actions)
 
 def done_page(
     row: EnrichedSessionSummary, # Session that is shown
@@ -181,12 +273,33 @@ def done_page(
 ) -> FT: # `<main>`
     "Show what was committed, and what the catalogue holds now."
     r = ingest.result or {}
-    facts = {"Files": f"{r['files']:,}", "Size": format_bytes(r["bytes"]), "New": f"{r['added']:,}", "Changed": f"{r['changed']:,}", "Unchanged": f"{r['unchanged']:,}"}
-    figures = Dl(*(Div(Dt(title, cls=FAINT), Dd(text, cls="text-2xl font-semibold tabular-nums")) for title, text in facts.items()), cls=f"{PANEL} grid grid-cols-2 gap-4 sm:grid-cols-5")
+    n = r["files"]
+    says = note(f"{n:,} {'file is' if n == 1 else 'files are'} in the catalogue.", "border-l-success")
+    ways = Div(
+        post_form("/new", Button("New ingest", cls=PRIMARY)),
+        A("All sessions", href=urls.management_page, cls=PLAIN),
+        cls=ROW)
+    return workflow_page(row, "done", "Committed", urls, says, _figures(r), _holdings(totals, where), ways)
+
+def _figures(result: dict[str, int]) -> FT:
+    facts = {
+        "Files": f"{result['files']:,}",
+        "Size": format_bytes(result["bytes"]),
+        "New": f"{result['added']:,}",
+        "Changed": f"{result['changed']:,}",
+        "Unchanged": f"{result['unchanged']:,}"}
+    def figure(title: str, text: str) -> FT:
+        return Div(Dt(title, cls=FAINT), Dd(text, cls="text-2xl font-semibold tabular-nums"))
+    figures = (figure(title, text) for title, text in facts.items())
+    return Dl(*figures, cls=f"{PANEL} grid grid-cols-2 gap-4 sm:grid-cols-5")
+
+def _holdings(totals: list[tuple[str, int, int]], where: str) -> FT:
     right = "text-right tabular-nums"
-    lines = (Tr(Td(mime, cls="wrap-anywhere"), Td(f"{n:,}", cls=right), Td(format_bytes(size), cls=right)) for mime, n, size in totals)
-    holds = Div(H2("The catalogue now holds", cls="text-lg font-semibold"),
-                Div(Table(heads(("Type", ""), ("Files", "text-right"), ("Size", "text-right")), Tbody(*lines), cls="table"), cls=BORDERED),
-                P("An SQLite file: ", Code(shown(where), cls="wrap-anywhere"), cls=FAINT), cls=STACK)
-    ways = Div(post_form("/new", Button("New ingest", cls=PRIMARY)), A("All sessions", href=urls.management_page, cls=PLAIN), cls=ROW)
-    return workflow_page(row, "done", "Committed", urls, note(f"{r['files']:,} {'file is' if r['files'] == 1 else 'files are'} in the catalogue.", "border-l-success"), figures, holds, ways)
+    head = heads(("Type", ""), ("Files", "text-right"), ("Size", "text-right"))
+    def line(mime: str, n: int, size: int) -> FT:
+        return Tr(Td(mime, cls="wrap-anywhere"), Td(f"{n:,}", cls=right), Td(format_bytes(size), cls=right))
+    return Div(
+        H2("The catalogue now holds", cls="text-lg font-semibold"),
+        Div(Table(head, Tbody(*(line(*each) for each in totals)), cls="table"), cls=BORDERED),
+        P("An SQLite file: ", Code(shown(where), cls="wrap-anywhere"), cls=FAINT),
+        cls=STACK)

@@ -16,7 +16,11 @@ from cjm_fasthtml_daisyui.core.resources import get_daisyui_headers
 
 # %% ../../nbs/routes/assets.ipynb #c20489b6
 _ROOT = files("cjm_workflow_sessions")
-TYPES = {"sessions.css": "text/css", "sessions.js": "text/javascript", "manager.css": "text/css", "manager.js": "text/javascript"} # What may be asked for
+TYPES = { # What may be asked for
+    "sessions.css": "text/css",
+    "sessions.js": "text/javascript",
+    "manager.css": "text/css",
+    "manager.js": "text/javascript"}
 HTMX = "https://cdn.jsdelivr.net/npm/htmx.org@2.0.7/dist/htmx.min.js" # Without a build only
 
 def asset_file(
@@ -40,14 +44,23 @@ def serve_asset(
     "Answer with a file. Raises `HTTPException` 404."
     found = asset_file(name)
     if found is None: raise HTTPException(404)
-    return FileResponse(str(found), media_type=TYPES[name], headers={"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"})
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return FileResponse(str(found), media_type=TYPES[name], headers=headers)
 
 # %% ../../nbs/routes/assets.ipynb #1f9ca01b
 def asset_tags(
     url: str, # Path of the assets route
 ) -> tuple: # For `FastHTML(hdrs=…)`
     "Give the tags that a page of ours needs in its head."
-    own = lambda name: f"{url}/{name}?v={version(name)}"
-    meta = (Meta(charset="utf-8"), Meta(name="viewport", content="width=device-width, initial-scale=1, viewport-fit=cover"))
-    if asset_file("sessions.css") and asset_file("sessions.js"): return (*meta, Link(rel="stylesheet", href=own("sessions.css")), Script(src=own("sessions.js"), defer=True))
-    return (*meta, *get_daisyui_headers(), Link(rel="stylesheet", href=own("manager.css")), Script(src=HTMX, defer=True), Script(src=own("manager.js"), defer=True))
+    def own(name: str) -> str: return f"{url}/{name}?v={version(name)}"
+    meta = (
+        Meta(charset="utf-8"),
+        Meta(name="viewport", content="width=device-width, initial-scale=1, viewport-fit=cover"))
+    if asset_file("sessions.css") and asset_file("sessions.js"):
+        return (*meta, Link(rel="stylesheet", href=own("sessions.css")), Script(src=own("sessions.js"), defer=True))
+    return (
+        *meta,
+        *get_daisyui_headers(),
+        Link(rel="stylesheet", href=own("manager.css")),
+        Script(src=HTMX, defer=True),
+        Script(src=own("manager.js"), defer=True))

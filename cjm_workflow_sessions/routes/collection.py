@@ -17,7 +17,8 @@ from cjm_fasthtml_virtual_collection.core.models import VirtualCollectionConfig,
 from fasthtml.common import Response
 
 from ..components.collection import Window, render_changed, render_move
-from ..components.session_list import build_session_columns, create_session_cell_renderer, render_count, render_empty_list, render_session_list, render_view
+from ..components.session_list import (
+    build_session_columns, create_session_cell_renderer, render_count, render_empty_list, render_session_list, render_view)
 from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, SessionManagementUrls, SessionPage
 from .guard import Guard, Visit
@@ -34,13 +35,17 @@ class SessionList:
     get_step_title: Callable[[str], str]|None = None # As the host names a step
 
     @cached_property
-    def ids(self) -> VirtualCollectionHtmlIds: return VirtualCollectionHtmlIds(self.html_ids.VC_PREFIX) # Of the virtual collection
+    def ids(self) -> VirtualCollectionHtmlIds: # Of the virtual collection
+        return VirtualCollectionHtmlIds(self.html_ids.VC_PREFIX)
 
     @cached_property
-    def config(self) -> VirtualCollectionConfig: return VirtualCollectionConfig(prefix=self.html_ids.VC_PREFIX, columns=build_session_columns(list(self.column_specs)))
+    def config(self) -> VirtualCollectionConfig:
+        columns = build_session_columns(list(self.column_specs))
+        return VirtualCollectionConfig(prefix=self.html_ids.VC_PREFIX, columns=columns)
 
     @cached_property
-    def columns(self) -> tuple[str, ...]: return tuple(c.key for c in self.config.columns if c.sortable) # Keys that sort
+    def columns(self) -> tuple[str, ...]: # Keys that sort
+        return tuple(c.key for c in self.config.columns if c.sortable)
 
     def view(self,
         data: Mapping[str, Any], # Fields of the request
@@ -49,7 +54,15 @@ class SessionList:
         return View.read(data.get("view"), self.columns)
 
     def read(self, service: SessionManagementService, view: View, total: int, start: int, limit: int) -> SessionPage:
-        return service.page(start=start, limit=limit, order_by=view.sort, descending=not view.ascending, search=view.search, total=total, anchor=view.anchor, step_title=self.get_step_title)
+        return service.page(
+            start=start,
+            limit=limit,
+            order_by=view.sort,
+            descending=not view.ascending,
+            search=view.search,
+            total=total,
+            anchor=view.anchor,
+            step_title=self.get_step_title)
 
     def window(self,
         service: SessionManagementService, # Bound to the one who asks
@@ -72,8 +85,14 @@ class SessionList:
     ) -> Any: # `<section>`
         "Render toolbar, list and dialogs."
         window, state, view = self.window(service, view)
-        return render_session_list(window, self.config, state, self.ids, VirtualCollectionButtonIds(self.html_ids.VC_PREFIX), VirtualCollectionUrls(), self.urls, self.cell(active),
-                                   html_ids=self.html_ids, view=view.text(), page_url=self.urls.management_page + view.query(), search=view.search, hours=service.trash_s // 3600)
+        return render_session_list(
+            window, self.config, state, self.ids, VirtualCollectionButtonIds(self.html_ids.VC_PREFIX), VirtualCollectionUrls(),
+            self.urls, self.cell(active),
+            html_ids=self.html_ids,
+            view=view.text(),
+            page_url=self.urls.management_page + view.query(),
+            search=view.search,
+            hours=service.trash_s // 3600)
 
     def changed(self,
         service: SessionManagementService, # Bound to the one who asks
@@ -82,8 +101,11 @@ class SessionList:
     ) -> tuple: # OOB elements
         "Render the list after rows came, went or changed their order; the tab keeps its place."
         window, state, view = self.window(service, view)
-        empty = lambda: render_empty_list(self.urls, search=view.search)
-        return (*render_changed(window, self.config, state, self.ids, self.cell(active), empty), render_count(window.total, search=view.search, oob=True, html_ids=self.html_ids), self.render_view(view))
+        def empty() -> Any: return render_empty_list(self.urls, search=view.search)
+        return (
+            *render_changed(window, self.config, state, self.ids, self.cell(active), empty),
+            render_count(window.total, search=view.search, oob=True, html_ids=self.html_ids),
+            self.render_view(view))
 
     def moved(self,
         service: SessionManagementService, # Bound to the one who asks
@@ -96,13 +118,17 @@ class SessionList:
         state = view.state(total)
         old = replace(state)
         apply_moves(state, moves)
-        in_window = lambda cursor: old.window_start <= cursor < old.window_start + old.visible_rows
-        stayed = state.window_start == old.window_start and in_window(old.cursor_index) and in_window(state.cursor_index)
-        first, last = sorted((old.cursor_index, state.cursor_index)) if stayed else (state.window_start, min(state.window_start + state.visible_rows, total) - 1)
+        def seen(cursor: int) -> bool: return old.window_start <= cursor < old.window_start + old.visible_rows
+        stayed = state.window_start == old.window_start and seen(old.cursor_index) and seen(state.cursor_index)
+        if stayed: first, last = sorted((old.cursor_index, state.cursor_index))
+        else: first, last = state.window_start, min(state.window_start + state.visible_rows, total) - 1
         page = self.read(service, view, total, first, last - first + 1) if total else SessionPage([], 0, 0)
-        if len(page.rows) != last - first + 1: return self.changed(service, view.after(state, None), active)   # the list is shorter than it was a moment ago
+        if len(page.rows) != last - first + 1:   # the list is shorter than it was a moment ago
+            return self.changed(service, view.after(state, None), active)
         view = view.after(state, view.anchor if stayed else page.anchor)
-        return (*render_move(Window(page.rows, first, total), self.config, state, self.ids, self.cell(active), old.cursor_index if stayed else None), self.render_view(view))
+        window, old_cursor = Window(page.rows, first, total), old.cursor_index if stayed else None
+        moved = render_move(window, self.config, state, self.ids, self.cell(active), old_cursor)
+        return (*moved, self.render_view(view))
 
     def render_view(self, view: View) -> Any:
         return render_view(view.text(), self.urls.management_page + view.query(), oob=True, html_ids=self.html_ids)
@@ -113,23 +139,27 @@ def collection_actions(
     sessions: SessionList, # Of this manager
 ) -> dict[str, Callable[[Visit], Response]]: # By the last part of the path
     "Make the moves in the list."
+    def changed(visit: Visit, view: View) -> Response: # The list anew, as `view` has it
+        return guard.parts(*sessions.changed(visit.service, view, visit.active))
     def move(visit: Visit) -> Response:
         "Keys, wheel, swipe, scroll bar, click: `moves` says what, in order."
-        return guard.parts(*sessions.moved(visit.service, sessions.view(visit.data), visit.active, parse_moves(visit.text("moves"))))
+        moves = parse_moves(visit.text("moves"))
+        return guard.parts(*sessions.moved(visit.service, sessions.view(visit.data), visit.active, moves))
     def update_viewport(visit: Visit) -> Response:
         "Fit the number of rows to the room there is."
-        return guard.parts(*sessions.changed(visit.service, replace(sessions.view(visit.data), rows=visit.number("visible_rows", 1, MAX_ROWS)), visit.active))
+        rows = visit.number("visible_rows", 1, MAX_ROWS)
+        return changed(visit, replace(sessions.view(visit.data), rows=rows))
     def sort(visit: Visit) -> Response:
         "Sort by a column; by the same column again, the other way round."
         view, column = sessions.view(visit.data), visit.text("column")
         if column not in sessions.columns: column = View.sort
         ascending = not view.ascending if column == view.sort else column not in ("updated", "size")
-        return guard.parts(*sessions.changed(visit.service, replace(view, sort=column, ascending=ascending, start=0, cursor=0, anchor=None), visit.active))
+        return changed(visit, replace(view, sort=column, ascending=ascending, start=0, cursor=0, anchor=None))
     def search(visit: Visit) -> Response:
         "Show the sessions whose name holds the text."
-        found = View.read(replace(sessions.view(visit.data), search=visit.text("search", ""), start=0, cursor=0, anchor=None).text(), sessions.columns)
-        return guard.parts(*sessions.changed(visit.service, found, visit.active))
+        view = replace(sessions.view(visit.data), search=visit.text("search", ""), start=0, cursor=0, anchor=None)
+        return changed(visit, View.read(view.text(), sessions.columns))   # `read` cleans the text
     def refresh(visit: Visit) -> Response:
         "Show the list as it is now."
-        return guard.parts(*sessions.changed(visit.service, sessions.view(visit.data), visit.active))
+        return changed(visit, sessions.view(visit.data))
     return {f.__name__: f for f in (move, update_viewport, sort, search, refresh)}

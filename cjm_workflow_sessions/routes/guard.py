@@ -19,7 +19,8 @@ from fasthtml.common import APIRouter, Div, FtResponse, HTMLResponse, JSONRespon
 
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_error_page
-from ..errors import CorruptState, CrossOrigin, InvalidInput, NotJSON, NotSignedIn, SessionError, SessionExists, SessionNotFound, StoreError
+from ..errors import (
+    CorruptState, CrossOrigin, InvalidInput, NotJSON, NotSignedIn, SessionError, SessionExists, SessionNotFound, StoreError)
 from ..html_ids import SessionManagerHtmlIds
 from ..models import SessionManagementUrls
 from ..services.management import SessionManagementService
@@ -36,7 +37,8 @@ def active_session(
     "Read the pointer."
     own, plain = f"{ACTIVE_KEY}:{flow_id}", sess.get(ACTIVE_KEY)
     of_others = [value for key, value in sess.items() if key.startswith(f"{ACTIVE_KEY}:") and key != own]
-    found = sess.get(own) if plain is None or plain in of_others else plain   # the plain one is another flow's, or this flow's and perhaps moved by the host
+    # Else the plain one is this flow's, and perhaps moved by the host
+    found = sess.get(own) if plain is None or plain in of_others else plain
     return found if isinstance(found, str) else None
 
 def set_active_session(
@@ -113,7 +115,7 @@ class Visit:
 NO_STORE = {"Cache-Control": "no-store"} # Private pages stay out of caches (OWASP, Session Management Cheat Sheet)
 
 class FormRouter(APIRouter):
-    "An `APIRouter` whose routes answer 400 where a body is nested too deep to be parsed, and whose pages stand in the frame (`body_wrap`) of the host's app."
+    "An `APIRouter` that answers 400 where a body is nested too deep to be parsed, and frames pages as the host's app does."
     def __init__(self,
         prefix: str|None = None, # Path that all routes begin with
     ):
@@ -145,7 +147,14 @@ def _shallow(app: Callable) -> Callable: # The same ASGI app, behind the check
 
 # %% ../../nbs/routes/guard.ipynb #b2212f48
 STATUS: tuple[tuple[type[SessionError], int], ...] = (
-    (SessionNotFound, 404), (NotSignedIn, 401), (CrossOrigin, 403), (SessionExists, 409), (InvalidInput, 422), (NotJSON, 422), (CorruptState, 422), (StoreError, 503))
+    (SessionNotFound, 404),
+    (NotSignedIn, 401),
+    (CrossOrigin, 403),
+    (SessionExists, 409),
+    (InvalidInput, 422),
+    (NotJSON, 422),
+    (CorruptState, 422),
+    (StoreError, 503))
 
 def status_of(
     error: SessionError, # Raised by whatever was called
@@ -180,8 +189,9 @@ class Guard:
             sess = request.scope.get("session", {})
             try:
                 check_origin(request, self.trusted_origins)
-                request.state.visit = Visit(request, sess, data, self.scoped(request))   # for the host's render callbacks, which get the request only
-                return action(request.state.visit)
+                visit = Visit(request, sess, data, self.scoped(request))
+                request.state.visit = visit   # for the host's render callbacks, which get the request only
+                return action(visit)
             except SessionError as error: return self.answer(request, error)
         handle.__name__ = handle.__qualname__ = action.__name__
         handle.__doc__ = action.__doc__
@@ -192,11 +202,16 @@ class Guard:
         error: SessionError, # What to say
     ) -> Response|FtResponse:
         "Turn an error into an answer."
-        status, message = status_of(error), f"The session store cannot be used: {error.reason}" if isinstance(error, StoreError) else str(error)   # where it is, is the host's business
+        status, message = status_of(error), str(error)
+        if isinstance(error, StoreError):   # where the store is, is the host's business
+            message = f"The session store cannot be used: {error.reason}"
         if status >= 500: log.error("%s %s: %s", request.method, request.url.path, message, exc_info=error)
-        if "hx-request" in request.headers: return self.parts(render_message(message, "alert-error", self.html_ids), status=status)
-        if "application/json" in request.headers.get("accept", ""): return JSONResponse({"error": message}, status_code=status, headers=NO_STORE)
-        return self.page(request, "That did not work", render_error_page(message, self.urls, html_ids=self.html_ids), status=status)
+        if "hx-request" in request.headers:
+            return self.parts(render_message(message, "alert-error", self.html_ids), status=status)
+        if "application/json" in request.headers.get("accept", ""):
+            return JSONResponse({"error": message}, status_code=status, headers=NO_STORE)
+        page = render_error_page(message, self.urls, html_ids=self.html_ids)
+        return self.page(request, "That did not work", page, status=status)
 
     def page(self,
         request: Request, # Its head gets our tags unless the host has put them there
@@ -206,7 +221,8 @@ class Guard:
         status: int = 200, # HTTP status
     ) -> FtResponse:
         "Answer with a whole page."
-        if not any(self.urls.assets in str(getattr(tag, "attrs", "")) for tag in request.hdrs): request.hdrs = [*request.hdrs, *self.hdrs]
+        has_ours = any(self.urls.assets in str(getattr(tag, "attrs", "")) for tag in request.hdrs)
+        if not has_ours: request.hdrs = [*request.hdrs, *self.hdrs]
         request.htmlkw.setdefault("lang", "en")
         return FtResponse((Title(title), main), status_code=status, headers=NO_STORE)
 

@@ -39,8 +39,9 @@ def ids_for(
     prefix: str, # Checked
 ) -> SessionManagerHtmlIds:
     "Give a manager its element ids."
-    other = lambda m: "-" if m[0] == "/" else f"_{ord(m[0]):x}_"   # each path has ids of its own
-    return SessionManagerHtmlIds("wsm" if prefix == DEFAULT_PREFIX else "wsm" + re.sub(r"[^A-Za-z0-9]", other, prefix))
+    if prefix == DEFAULT_PREFIX: return SessionManagerHtmlIds()
+    def spelled(m: re.Match) -> str: return "-" if m[0] == "/" else f"_{ord(m[0]):x}_"   # each path has ids of its own
+    return SessionManagerHtmlIds("wsm" + re.sub(r"[^A-Za-z0-9]", spelled, prefix))
 
 # %% ../../nbs/routes/init.ipynb #4495e1bd
 def init_session_manager_routers(
@@ -53,7 +54,7 @@ def init_session_manager_routers(
     page_icon: str = "layers", # Lucide name in kebab-case
     *,
     get_owner: Callable[[Request], str|None]|None = None, # Who asks, as the host knows them; None: all visitors share the flow
-    trusted_origins: tuple[str, ...] = (), # Origins besides the page's own that may ask for changes, such as "https://tools.example.org"
+    trusted_origins: tuple[str, ...] = (), # Further origins that may ask for changes, such as "https://tools.example.org"
 ) -> SessionManagementResult: # Register each router with `.to_app(app)`; give `hdrs` to the app
     "Make a session manager. Raises `InvalidInput`."
     prefix, urls = check_prefix(prefix), SessionManagementUrls()
@@ -64,17 +65,22 @@ def init_session_manager_routers(
 
     def visit_of(request: Request|None) -> Visit: # The one under way, or one that asks for the default view
         if request is None: return Visit(request, {}, {}, guard.scoped(None))
-        return getattr(request.state, "visit", None) or Visit(request, request.scope.get("session", {}), dict(request.query_params), guard.scoped(request))
+        visit = getattr(request.state, "visit", None)
+        if visit: return visit
+        return Visit(request, request.scope.get("session", {}), dict(request.query_params), guard.scoped(request))
 
     def render_list(request: Request|None = None) -> Any:
         "Render the list for the one who asks."
         visit = visit_of(request)
-        return listed.render(visit.service, View.from_query(request.query_params if request else {}, listed.columns), visit.active)
+        view = View.from_query(request.query_params if request else {}, listed.columns)
+        return listed.render(visit.service, view, visit.active)
 
     def render_page(request: Request|None = None) -> Any:
         "Render the page for the one who asks."
         visit = visit_of(request)
-        return render_session_manager_page(urls, lambda: render_list(request), page_title, page_icon, workflow_url=workflow_url, alert=_deleted(visit, urls), html_ids=ids)
+        return render_session_manager_page(
+            urls, lambda: render_list(request), page_title, page_icon,
+            workflow_url=workflow_url, alert=_deleted(visit, urls), html_ids=ids)
 
     def refresh_items(request: Request|None = None) -> tuple:
         "Render the list as OOB elements, where the tab that asks stands."
@@ -86,13 +92,20 @@ def init_session_manager_routers(
         service.require_session(session_id)
         set_active_session(sess, service.flow_id, session_id)
 
-    router, routes = init_session_router(service, prefix, urls, workflow_url, refresh_items, refresh_items, render_page, render_list, guard=guard, page_title=page_title,
-                                         get_step_title=get_step_title, column_specs=list(specs))
+    router, routes = init_session_router(
+        service, prefix, urls, workflow_url, refresh_items, refresh_items, render_page, render_list,
+        guard=guard, page_title=page_title, get_step_title=get_step_title, column_specs=list(specs))
     moves = FormRouter(prefix=urls.collection)
-    for name, action in collection_actions(guard, listed).items(): routes[f"vc_{name}"] = moves(f"/{name}", methods=["POST"], name=f"{ids.prefix}_vc_{name}")(guard.handler(action))
-    return SessionManagementResult([router, moves], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
+    for name, action in collection_actions(guard, listed).items():
+        register = moves(f"/{name}", methods=["POST"], name=f"{ids.prefix}_vc_{name}")
+        routes[f"vc_{name}"] = register(guard.handler(action))
+    return SessionManagementResult(
+        [router, moves], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
 
-def _deleted(visit: Visit, urls: SessionManagementUrls) -> Any: # Message for a page that a delete without script leads to
+# The message for a page that a delete without script leads to
+def _deleted(visit: Visit, urls: SessionManagementUrls) -> Any:
     session_id = visit.data.get("deleted")
-    row = visit.service.trashed_session(session_id) if isinstance(session_id, str) and session_id.isprintable() else None
-    return render_alert(f"Deleted {quoted(row)}.", "alert-success", action=render_undo(row.summary.session_id, urls)) if row else None
+    if not isinstance(session_id, str) or not session_id.isprintable(): return None
+    row = visit.service.trashed_session(session_id)
+    if row is None: return None
+    return render_alert(f"Deleted {quoted(row)}.", "alert-success", action=render_undo(row.summary.session_id, urls))

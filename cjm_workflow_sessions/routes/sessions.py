@@ -9,12 +9,12 @@ __all__ = ['quoted', 'replace_active', 'render_undo', 'session_actions', 'detail
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from fasthtml.common import APIRouter, Button, Form, FtResponse, Hidden, Response
-from ..components import styles
+from fasthtml.common import APIRouter, FtResponse, Response
+from ..components.helpers import render_session_form
 from ..components.page_renderer import render_trash_page
 from ..components.session_detail import render_session_detail
 from ..components.session_list import shown_label
@@ -51,7 +51,7 @@ def render_undo(
     urls: SessionManagementUrls, # Paths of the manager's routes
 ) -> Any: # `<form>`
     "Offer to take a delete back."
-    return Form(Hidden(session_id, name="session_id"), Button("Undo", cls=styles.PLAIN), action=urls.restore_session, method="post", data_send=True)
+    return render_session_form(session_id, "Undo", urls.restore_session, data_send=True)
 
 # %% ../../nbs/routes/sessions.ipynb #b7ec27ec
 def session_actions(
@@ -70,7 +70,8 @@ def session_actions(
 
     def said(visit: Visit, message: str, color: str = "alert-success", *, undo: str = "") -> FtResponse:
         "Answer the script: the list as it is now, and what happened."
-        return guard.parts(*refresh_items_oob(visit.request), render_message(message, color, ids, action=render_undo(undo, urls) if undo else None))
+        action = render_undo(undo, urls) if undo else None
+        return guard.parts(*refresh_items_oob(visit.request), render_message(message, color, ids, action=action))
 
     def management_page(visit: Visit) -> FtResponse:
         "The page."
@@ -85,12 +86,18 @@ def session_actions(
         row = visit.service.require_session(visit.session_id())
         try: state = visit.service.get_state(row.summary.session_id)
         except CorruptState as e: state, row = None, replace(row, problem=str(e))
-        main = render_session_detail(row, state, urls, active=visit.active == row.summary.session_id, get_step_title=get_step_title, column_specs=column_specs, html_ids=ids)
+        main = render_session_detail(
+            row, state, urls,
+            active=visit.active == row.summary.session_id,
+            get_step_title=get_step_title,
+            column_specs=column_specs,
+            html_ids=ids)
         return guard.page(visit.request, f"{shown_label(row.resolved_label)} – {page_title}", main)
 
     def trash(visit: Visit) -> FtResponse:
         "What can be restored."
-        return guard.page(visit.request, "Recently deleted", render_trash_page(visit.service.trash(), urls, visit.service.trash_s // 3600, html_ids=ids))
+        page = render_trash_page(visit.service.trash(), urls, visit.service.trash_s // 3600, html_ids=ids)
+        return guard.page(visit.request, "Recently deleted", page)
 
     def create_session(visit: Visit) -> FtResponse|Response:
         "Make a session and make it active."
@@ -134,7 +141,8 @@ def session_actions(
         "Make a session active and go on with the workflow."
         row = visit.service.require_session(visit.session_id())
         set_active_session(visit.sess, visit.service.flow_id, row.summary.session_id)
-        return Response(status_code=204, headers=NO_STORE | {"HX-Redirect": workflow_url}) if visit.htmx else guard.see_other(workflow_url)
+        if not visit.htmx: return guard.see_other(workflow_url)
+        return Response(status_code=204, headers=NO_STORE | {"HX-Redirect": workflow_url})
 
     def export_session(visit: Visit) -> Response:
         "Download a session as JSON."
@@ -173,9 +181,16 @@ def init_session_router(
     "Make the routes of sessions."
     fill_urls(urls, prefix)
     guard = guard or Guard(service, urls, SessionManagerHtmlIds(), hdrs=asset_tags(urls.assets))
-    router = FormRouter()   # with full paths: a prefix of its own would turn the path of the page, "", into the name of its function
-    actions = session_actions(guard, workflow_url, page_title=page_title, render_page=render_page, render_list=render_list, refresh_items_oob=refresh_items_oob,
-                              get_step_title=get_step_title, column_specs=column_specs or [])
+    # With full paths: a prefix of its own would turn the path of the page, "", into the name of its function
+    router = FormRouter()
+    actions = session_actions(
+        guard, workflow_url,
+        page_title=page_title,
+        render_page=render_page,
+        render_list=render_list,
+        refresh_items_oob=refresh_items_oob,
+        get_step_title=get_step_title,
+        column_specs=column_specs or [])
     routes = {}
     for name, (method, action) in actions.items():
         path = prefix if name == "management_page" else f"{prefix}/{name}"
@@ -191,5 +206,5 @@ def fill_urls(
 ) -> None:
     "Set every path below `prefix`."
     urls.management_page, urls.collection = prefix, f"{prefix}/vc"
-    for name in ("list_sessions", "session_detail", "create_session", "delete_session", "rename_session", "resume_session", "restore_session", "fork_session", "export_session", "trash", "assets"):
-        setattr(urls, name, f"{prefix}/{name}")
+    for field in fields(urls):
+        if field.name not in ("management_page", "collection"): setattr(urls, field.name, f"{prefix}/{field.name}")

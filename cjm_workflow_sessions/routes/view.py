@@ -9,7 +9,7 @@ __all__ = ['MAX_ROWS', 'MAX_SEARCH', 'MAX_MOVES', 'View', 'parse_moves', 'apply_
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,8 +45,14 @@ class View:
         except (ValueError, RecursionError): data = {}
         if not isinstance(data, dict): data = {}
         sort: str = data["sort"] if data.get("sort") in columns else cls.sort
-        return cls(_int(data.get("start"), 0, _FAR, 0), _int(data.get("rows"), 1, MAX_ROWS, cls.rows), _int(data.get("cursor"), 0, _FAR, 0), sort,
-                   bool(data.get("ascending", cls.ascending)), _search(data.get("search")), _anchor(data.get("anchor"), sort))
+        return cls(
+            start=_int(data.get("start"), 0, _FAR, 0),
+            rows=_int(data.get("rows"), 1, MAX_ROWS, cls.rows),
+            cursor=_int(data.get("cursor"), 0, _FAR, 0),
+            sort=sort,
+            ascending=bool(data.get("ascending", cls.ascending)),
+            search=_search(data.get("search")),
+            anchor=_anchor(data.get("anchor"), sort))
 
     @classmethod
     def from_query(cls,
@@ -55,18 +61,25 @@ class View:
     ) -> "View":
         "Take a view from the address of a page, so that a reload and a link show the same."
         sort = query.get("sort", "")
-        at = _int(int(query["at"]) if re.fullmatch(r"\d{1,15}", query.get("at", ""), re.ASCII) else 0, 0, _FAR, 0)
-        return cls(at, cls.rows, at, sort if sort in columns else cls.sort, query.get("dir") == "asc", _search(query.get("q")))
+        at = int(query["at"]) if re.fullmatch(r"\d{1,15}", query.get("at", ""), re.ASCII) else 0
+        return cls(
+            start=at,
+            cursor=at,
+            sort=sort if sort in columns else cls.sort,
+            ascending=query.get("dir") == "asc",
+            search=_search(query.get("q")))
 
     def text(self) -> str: # JSON that `read` takes back
         "Write the view for the hidden input."
-        anchor = [self.anchor.position, self.anchor.value, self.anchor.row_id] if self.anchor else None
-        return json.dumps({"start": self.start, "rows": self.rows, "cursor": self.cursor, "sort": self.sort, "ascending": self.ascending, "search": self.search, "anchor": anchor}, separators=(",", ":"))
+        fields = asdict(self)
+        if self.anchor: fields["anchor"] = [self.anchor.position, self.anchor.value, self.anchor.row_id]
+        return json.dumps(fields, separators=(",", ":"))
 
     def query(self) -> str: # "", or "?sort=label&dir=asc&q=…&at=…"
         "Write what of the view belongs into the address."
         parts: dict[str, Any] = {"q": self.search} if self.search else {}
-        if (self.sort, self.ascending) != (View.sort, View.ascending): parts |= {"sort": self.sort, "dir": "asc" if self.ascending else "desc"}
+        if (self.sort, self.ascending) != (View.sort, View.ascending):
+            parts |= {"sort": self.sort, "dir": "asc" if self.ascending else "desc"}
         if self.cursor: parts["at"] = self.cursor
         return f"?{urlencode(parts)}" if parts else ""
 
@@ -74,9 +87,13 @@ class View:
         total: int, # Rows of the list
     ) -> VirtualCollectionState: # Clamped to the list
         "Write the view as the virtual collection keeps it."
-        cursor = min(self.cursor, total - 1)   # -1 in an empty list: no cursor
-        return VirtualCollectionState(window_start=clamp_window_start(self.start, self.rows, total), visible_rows=self.rows, total_items=total, cursor_index=cursor,
-                                      sort_column=self.sort, sort_ascending=self.ascending)
+        return VirtualCollectionState(
+            window_start=clamp_window_start(self.start, self.rows, total),
+            visible_rows=self.rows,
+            total_items=total,
+            cursor_index=min(self.cursor, total - 1),   # -1 in an empty list: no cursor
+            sort_column=self.sort,
+            sort_ascending=self.ascending)
 
     def after(self,
         state: VirtualCollectionState, # As an action left it
@@ -85,18 +102,24 @@ class View:
         "Take the new place over."
         return replace(self, start=state.window_start, rows=state.visible_rows, cursor=max(state.cursor_index, 0), anchor=anchor)
 
+def _is_int(value: Any) -> bool: # JSON's true and false are no numbers
+    return isinstance(value, int) and not isinstance(value, bool)
+
 def _int(value: Any, low: int, high: int, default: int) -> int:
-    return max(low, min(value, high)) if isinstance(value, int) and not isinstance(value, bool) else default
+    return max(low, min(value, high)) if _is_int(value) else default
 
 def _search(text: Any) -> str:
-    return text.replace("\x00", "").encode("utf-8", "ignore").decode().strip()[:MAX_SEARCH] if isinstance(text, str) else ""
+    if not isinstance(text, str): return ""
+    return text.replace("\x00", "").encode("utf-8", "ignore").decode().strip()[:MAX_SEARCH]
 
 def _anchor(parts: Any, sort: str) -> Anchor|None:
-    wanted = int if sort in ("updated", "size") else str   # what the store keeps for that column
     if not (isinstance(parts, list) and len(parts) == 3): return None
     position, value, row_id = parts
-    fits = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**62 for n in (position, row_id, *((value,) if wanted is int else ())))
-    return Anchor(position, value, row_id) if fits and isinstance(value, wanted) else None
+    fits = _is_stored(value) if sort in ("updated", "size") else isinstance(value, str)   # what the store keeps for that column
+    return Anchor(position, value, row_id) if fits and _is_stored(position) and _is_stored(row_id) else None
+
+def _is_stored(value: Any) -> bool: # SQLite holds no larger numbers
+    return _is_int(value) and 0 <= value < 2**62
 
 # %% ../../nbs/routes/view.ipynb #bf82bef1
 _MOVE = re.compile(r"(up|down|page_up|page_down|first|last|scroll|focus|to)(?:\*(-?\d{1,15}))?", re.ASCII)
@@ -138,4 +161,5 @@ def _scroll(state: VirtualCollectionState, rows: int) -> None:
 def _page(state: VirtualCollectionState, direction: str) -> None:
     "Move the window by a page and the cursor to its end in that direction, as the virtual collection does."
     state.window_start = navigate(state.window_start, direction, state.visible_rows, state.total_items)
-    state.cursor_index = state.window_start if direction == "page_up" else min(state.window_start + state.visible_rows, state.total_items) - 1
+    last = min(state.window_start + state.visible_rows, state.total_items) - 1
+    state.cursor_index = state.window_start if direction == "page_up" else last
