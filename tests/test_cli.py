@@ -83,7 +83,7 @@ def test_json_is_one_value_for_every_command(tmp_path, service, at):
 @pytest.mark.parametrize("argv, code, says", [
     (("show", "gone"), 1, "not found"), (("export", "gone"), 1, "not found"), (("import", "none.json"), 2, "cannot be read"), (("import", "bad.json"), 2, "is no JSON"), (("import", "list.json"), 2, "no exported session"),
     (("import", "binary"), 2, "cannot be read"), (("import-cjm", "none.db"), 1, "there is no such file"), (("list", "--settings", "none.ini"), 2, "no such settings file"), (("cleanup", "--idle-days", "0"), 2, "idle_days"),
-    (("demo", "--folder", "none"), 2, "is no folder"), (("demo", "--port", "http"), 2, "must be a whole number")])
+    (("demo", "--folder", "none", "--port", "0"), 2, "is no folder"), (("demo", "--port", "http"), 2, "must be a whole number")])
 def test_errors_are_one_line_with_the_right_code(tmp_path, service, at, argv, code, says):
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")

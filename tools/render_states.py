@@ -27,7 +27,7 @@ def pages() -> dict[str, str]: # Name of the state → HTML
         return client.post(f"{urls.management_page}/{name}", data=data, headers={"hx-request": "true"}).text
     found = {"empty": page(), "nothing-found": page("?q=x")}
     state = {"files": "3", "deep": {"list": [1, {"x": None}]}}
-    ids = [service.create_session(f"Session {i}", state=state, current_step="pick") for i in range(3)]
+    ids = [service.create_session(f"Session {i}", state=state, current_step="pick") for i in range(30)]   # more than fit, so that there is a scroll bar
     broken = service.create_session()   # its state has no "files", so the enricher fails and the row shows a warning
     found |= {
         "created": send("create_session"),

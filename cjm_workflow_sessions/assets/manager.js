@@ -191,16 +191,19 @@
         if (field) field.value = label;
         if (named) named.textContent = label;
       }
-      dialog.back = { element: document.activeElement, session: row?.dataset.session, act: name };
+      dialog.back = { byButton: Boolean(document.activeElement.closest?.("[data-act]")), session: row?.dataset.session, act: name };
       dialog.showModal();
       dialog.querySelector('input[name="label"]')?.select();
     }
 
-    closed(dialog) { // focus returns to where it was, or to what stands there now
-      const { element, session, act } = dialog.back ?? {};
+    // The browser gives focus back to where it was. Where that has been swapped away meanwhile, it goes to what stands there now, unless the person
+    // has moved on: this event comes a moment after the dialog has closed.
+    closed(dialog) {
+      const now = document.activeElement;
+      if (now !== document.body && !dialog.contains(now)) return;
+      const { session, act } = dialog.back ?? {};
       const again = session && this.grid.querySelector(`[data-session="${CSS.escape(session)}"] [data-act="${act}"]`);
-      if (element?.isConnected && element !== document.body) element.focus();
-      else (element?.dataset?.act && again ? again : this.grid).focus();
+      (dialog.back?.byButton && again ? again : this.grid).focus();
     }
 
     // ---- after every swap ----------------------------------------------------------------------------------------------
@@ -210,7 +213,6 @@
       if (row) grid.setAttribute("aria-activedescendant", row.id); else grid.removeAttribute("aria-activedescendant");
       const total = this.track?.dataset.totalItems;
       if (total) grid.setAttribute("aria-rowcount", +total + 1);
-      if (this.track) this.track.style.visibility = +total > +this.track.dataset.visibleCount ? "" : "hidden";
       const url = this.view.dataset.url;
       if (url && url !== location.pathname + location.search && location.pathname === new URL(url, location).pathname) history.replaceState(history.state, "", url);
       if (this.rowHeight() && this.empty) this.fit(); // the first row has come

@@ -47,7 +47,7 @@ def render_session_manager_page(
     content = (
         render_page_header(title, icon_name, actions=links),
         render_list_fn(),
-        Div(alert, id=html_ids.ALERT_AREA, cls="wsm-alerts"))
+        Div(alert, cls="wsm-alerts") if alert else None)
     return FT("main", content, {"id": html_ids.PAGE_CONTENT, "class": "wsm-page"})
 
 # %% ../../nbs/components/page_renderer.ipynb #6280e29a
@@ -85,10 +85,11 @@ def render_error_page(
     urls: SessionManagementUrls, # Paths of the manager's routes
     *,
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
+    back: bool = True, # Whether the list can be shown to the one who asks
 ) -> FT: # `<main>`
     "Say what went wrong, with a way back."
     return _narrow_page(
         html_ids,
         H1("That did not work", cls=styles.TITLE),
         render_alert(message, "alert-error"),
-        render_back_link(urls.management_page, styles.PLAIN))
+        render_back_link(urls.management_page, styles.PLAIN) if back else None)

@@ -215,6 +215,7 @@ def render_session_list(
         render_rename_modal(mgmt_urls, html_ids.RENAME_MODAL, html_ids.RENAME_INPUT),
         render_delete_modal(mgmt_urls, html_ids, hours=hours),
         render_help_modal(html_ids),
+        Div(id=html_ids.ALERT_AREA, cls="wsm-alerts"),
         id=html_ids.SESSION_LIST,
         cls=styles.FILL,
         data_wsm=html_ids.VIEW_STATE,

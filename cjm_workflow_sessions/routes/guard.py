@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastcore.xml import to_xml
-from fasthtml.common import APIRouter, Div, FtResponse, HTMLResponse, JSONResponse, RedirectResponse, Request, Response, Title
+from fasthtml.common import APIRouter, Button, Div, FtResponse, HTMLResponse, JSONResponse, RedirectResponse, Request, Response, Title
 
+from ..components import styles
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_error_page
 from ..errors import (
@@ -175,11 +176,13 @@ class Guard:
     def scoped(self,
         request: Request|None, # None: called by the host outside a request
     ) -> SessionManagementService: # Reaches what the one who asks may reach
-        "Bind the service to the one who asks. Raises `NotSignedIn`."
+        "Bind the service to the one who asks. Raises `NotSignedIn`, or `TypeError` if the host's `get_owner` gives no text."
         if self.get_owner is None: return self.service
-        owner = self.get_owner(request) if request is not None else None
-        if not owner: raise NotSignedIn
-        return self.service.for_owner(str(owner))
+        if request is None: raise NotSignedIn("pass the request, so that `get_owner` can say who asks")
+        owner = self.get_owner(request)
+        if owner is None or owner == "": raise NotSignedIn
+        if not isinstance(owner, str): raise TypeError(f"get_owner must give the id of a person as text, or None; it gave a {type(owner).__name__}")
+        return self.service.for_owner(owner)
 
     def handler(self,
         action: Callable[[Visit], Any], # Does the work and gives the answer
@@ -210,7 +213,7 @@ class Guard:
             return self.parts(render_message(message, "alert-error", self.html_ids), status=status)
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"error": message}, status_code=status, headers=NO_STORE)
-        page = render_error_page(message, self.urls, html_ids=self.html_ids)
+        page = render_error_page(message, self.urls, html_ids=self.html_ids, back=not isinstance(error, NotSignedIn))
         return self.page(request, "That did not work", page, status=status)
 
     def page(self,
@@ -247,4 +250,6 @@ def render_message(
     action: Any = None, # Element after the text
 ) -> Any: # OOB element that joins the messages on the page
     "Say what happened."
-    return Div(render_alert(message, color, action=action), id=html_ids.ALERT_AREA, hx_swap_oob="beforeend")
+    dismiss = Button("×", type="button", aria_label="Dismiss", data_dismiss=True, cls=styles.ICON_ONLY)
+    buttons = Div(action, dismiss, cls="flex items-center gap-1")
+    return Div(render_alert(message, color, action=buttons), id=html_ids.ALERT_AREA, hx_swap_oob="beforeend")

@@ -122,7 +122,7 @@ def _is_stored(value: Any) -> bool: # SQLite holds no larger numbers
     return _is_int(value) and 0 <= value < 2**62
 
 # %% ../../nbs/routes/view.ipynb #bf82bef1
-_MOVE = re.compile(r"(up|down|page_up|page_down|first|last|scroll|focus|to)(?:\*(-?\d{1,15}))?", re.ASCII)
+_MOVE = re.compile(r"(up|down|page_up|page_down|first|last|scroll|window|focus|to)(?:\*(-?\d{1,15}))?", re.ASCII)
 MAX_MOVES = 100 # Different moves in one request
 
 def parse_moves(
@@ -142,6 +142,7 @@ def apply_moves(
     last = state.total_items - 1
     for move, n in moves:
         if move == "scroll": _scroll(state, n)
+        elif move == "window": _show(state, n)
         elif move in ("focus", "to"): _go(state, n)
         elif move in ("up", "down"): _go(state, state.cursor_index + (n if move == "down" else -n))
         elif move in ("first", "last"): _go(state, 0 if move == "first" else last)
@@ -157,6 +158,12 @@ def _go(state: VirtualCollectionState, cursor: int) -> None:
 def _scroll(state: VirtualCollectionState, rows: int) -> None:
     "Move the window; the cursor stays where it is, even out of sight."
     state.window_start = clamp_window_start(state.window_start + rows, state.visible_rows, state.total_items)
+
+def _show(state: VirtualCollectionState, first: int) -> None:
+    "Move the window to a place, as the scroll bar does; the cursor comes along."
+    state.window_start = clamp_window_start(first, state.visible_rows, state.total_items)
+    last = min(state.window_start + state.visible_rows, state.total_items) - 1
+    state.cursor_index = max(state.window_start, min(state.cursor_index, last))
 
 def _page(state: VirtualCollectionState, direction: str) -> None:
     "Move the window by a page and the cursor to its end in that direction, as the virtual collection does."
