@@ -219,7 +219,7 @@ def check_assets(args: argparse.Namespace, settings: Settings) -> Iterator[Findi
     missing = [name for name in ("sessions.css", "sessions.js") if not static.joinpath(name).is_file()]
     if missing:
         names = ", ".join(missing)
-        yield Finding("assets", "note", f"not built: {names}; pages load style and script from a CDN until `make assets` is run")
+        yield Finding("assets", "note", f"not built: {names}; pages load style and script from a CDN until `make assets` builds them; a released wheel holds them")
     else: yield Finding("assets", "ok", "css and js are built: pages load nothing from elsewhere")
 
 def check_keys(args: argparse.Namespace, settings: Settings) -> Iterator[Finding]:

@@ -323,12 +323,12 @@ def test_a_half_typed_form_is_kept(start, visitor):
     page.goto(server.url)
     page.locator("main").get_by_role("button", name="Start an ingest").click()
     with page.expect_response(lambda r: r.url.endswith("/draft")):
-        page.get_by_label("Files", exact=True).fill("*.png|*.gif")
-        page.get_by_label("Files", exact=True).press("Tab")
+        page.get_by_label("Pattern", exact=True).fill("*.png|*.gif")
+        page.get_by_label("Pattern", exact=True).press("Tab")
     with page.expect_response(lambda r: r.url.endswith("/draft")): page.get_by_label("Look for keywords").uncheck()
     page.goto(f"{server.url}/manage/sessions")
     page.get_by_role("button", name="Resume").click()
-    expect(page.get_by_label("Files", exact=True)).to_have_value("*.png|*.gif")
+    expect(page.get_by_label("Pattern", exact=True)).to_have_value("*.png|*.gif")
     expect(page.get_by_label("Look for keywords")).not_to_be_checked()
 
 

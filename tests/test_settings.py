@@ -1,12 +1,14 @@
 """The three sources of the settings, and the file that the project ships."""
 
-import os
+import shutil
+import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
 from cjm_workflow_sessions import InvalidInput, Settings, load_settings
+from store_support import unprivileged
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,9 +77,15 @@ def test_a_misspelt_line_is_reported_and_a_foreign_file_is_not(tmp_path, caplog)
     assert load_settings(file, {}) == Settings() and not caplog.text
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user who can be refused")
+def refusal(file):
+    with pytest.raises(InvalidInput) as e: load_settings(file, {})
+    return str(e.value)
+
+
 def test_a_file_that_may_not_be_read_is_not_passed_over(tmp_path):
-    file = tmp_path / "s.ini"
+    file = Path(tempfile.mkdtemp()) / "s.ini"   # below a folder that another user can enter, as `tmp_path` is not
+    file.parent.chmod(0o755)
     file.write_text("[DEFAULT]\nport = 1\n")
     file.chmod(0)
-    with pytest.raises(InvalidInput, match="cannot be read"): load_settings(file, {})
+    assert "cannot be read" in unprivileged(refusal, file)
+    shutil.rmtree(file.parent)

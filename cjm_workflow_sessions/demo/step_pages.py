@@ -66,7 +66,7 @@ def choose_page(
     form = post_form(
         "/process",
         _text_field("folder", "Folder", o.folder, folder_hint, wrong == "folder"),
-        _text_field("pattern", "Files", o.pattern, pattern_hint, wrong == "pattern"),
+        _text_field("pattern", "Pattern", o.pattern, pattern_hint, wrong == "pattern"),
         options,
         pace,
         anew if ingest.rows else None,
