@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'NOT_KNOWN', 'MAX_DEPTH', 'now_us', 'us_to_text', 'text_to_us', 'parse_sqlite_timestamp',
            'format_relative_time', 'format_absolute_datetime', 'format_bytes', 'default_label', 'sort_text', 'showable',
-           'step_title', 'dump_json']
+           'is_blank', 'step_title', 'dump_json']
 
 # %% ../nbs/utils.ipynb #ec8a6723
 import json
 import logging
 import re
 import time
+import unicodedata
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -121,14 +122,25 @@ def showable(
     "Make text that every page and every database takes."
     return text.replace("\x00", "?").encode("utf-8", "replace").decode()
 
+# %% ../nbs/utils.ipynb #c0014a54
+def is_blank(
+    text: str|None, # A label from anywhere
+) -> bool:
+    "Say whether `text` shows nothing."
+    return all(c.isspace() or unicodedata.category(c) in _UNSEEN or c in _FILLERS for c in text or "")
+
+_UNSEEN = ("Cf", "Mn", "Me", "Mc") # Formatting, such as joiners, and marks on a letter that is not there
+_FILLERS = "\u115f\u1160\u3164\uffa0" # Hangul letters that are drawn as a space
+
 # %% ../nbs/utils.ipynb #dbdce58a
 def step_title(
     step_id: str, # Step as stored
     get_step_title: Callable[[str], str|None]|None, # As the host names a step; None shows ids
 ) -> str: # The id itself for a step that the host does not know
     "Name a step."
+    step_id = step_id[:200]   # an import may bring any
     if get_step_title is None: return step_id
-    try: return showable(get_step_title(step_id) or step_id)
+    try: return showable(get_step_title(step_id) or step_id)[:200]
     except LookupError: return step_id
     except Exception:
         log.exception("the host's get_step_title failed for step %r", step_id[:60])

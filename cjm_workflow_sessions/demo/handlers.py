@@ -211,11 +211,11 @@ def review(request: Request, data: dict):
     "Keep what is ticked, then do what the button says."
     service, session_id = worked_on(request, data)
     ingest, kind = Ingest.of(service.get_state(session_id)), text(data, "at_kind")
-    ticked = {int(i) for i in as_list(data.get("keep")) if i.isdigit()}
+    ticked = {int(i) for i in as_list(data.get("keep")) if i.isascii() and i.isdigit()}
     if data.get("all") in ("keep", "drop"):
         seen = {i for i, row in enumerate(ingest.rows) if kind in ("", kind_of(row))}
         ticked = seen if data["all"] == "keep" else set()
-    else: seen = {int(i) for i in text(data, "shown", limit=1000).split(",") if i.isdigit()}
+    else: seen = {int(i) for i in text(data, "shown", limit=1000).split(",") if i.isascii() and i.isdigit()}
     ingest = flow.choose_rows(service, session_id, seen, ticked)
     if "hx-request" in request.headers: return FtResponse(step_pages.kept_line(ingest))
     if data.get("go") in ("commit", "choose"):

@@ -36,10 +36,9 @@ def active_session(
     flow_id: str, # Workflow
 ) -> str|None: # Id that this browser worked in last; the session may be gone
     "Read the pointer."
-    own, plain = f"{ACTIVE_KEY}:{flow_id}", sess.get(ACTIVE_KEY)
-    of_others = [value for key, value in sess.items() if key.startswith(f"{ACTIVE_KEY}:") and key != own]
-    # Else the plain one is this flow's, and perhaps moved by the host
-    found = sess.get(own) if plain is None or plain in of_others else plain
+    own = f"{ACTIVE_KEY}:{flow_id}"
+    shared = any(key.startswith(f"{ACTIVE_KEY}:") and key != own for key in sess)   # with another flow, whose the plain one may be
+    found = sess.get(own) if shared else sess.get(ACTIVE_KEY, sess.get(own))
     return found if isinstance(found, str) else None
 
 def set_active_session(
@@ -80,7 +79,11 @@ class Visit:
     def htmx(self) -> bool: return "hx-request" in self.request.headers # Asked by the page's script, which swaps parts
 
     @property
-    def active(self) -> str|None: return active_session(self.sess, self.service.flow_id) # Id this browser works in
+    def active(self) -> str|None: # Id this browser works in; a host may have moved the plain pointer within this flow
+        pointer, plain = active_session(self.sess, self.service.flow_id), self.sess.get(ACTIVE_KEY)
+        of_flows = [value for key, value in self.sess.items() if key.startswith(f"{ACTIVE_KEY}:")]
+        moved = isinstance(plain, str) and plain not in of_flows and self.service.session_exists(plain)
+        return plain if moved else pointer
 
     def text(self,
         name: str, # Field

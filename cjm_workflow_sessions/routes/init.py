@@ -33,7 +33,7 @@ def check_prefix(
 ) -> str: # Without a slash at the end
     "Take a prefix. Raises `InvalidInput`."
     cleaned = prefix.rstrip("/")
-    if not re.fullmatch(r"(/[\w.~-]+)+", cleaned): raise InvalidInput("prefix", f"{prefix!r} is no path like {DEFAULT_PREFIX!r}")
+    if not re.fullmatch(r"(/[\w~-][\w.~-]*)+", cleaned): raise InvalidInput("prefix", f"{prefix!r} is no path like {DEFAULT_PREFIX!r}")
     return cleaned
 
 def ids_for(

@@ -35,16 +35,14 @@ def quoted(
 
 # %% ../../nbs/routes/sessions.ipynb #7b0c9bc7
 def replace_active(
-    visit: Visit, # Whose session was just deleted
-    session_id: str, # The deleted session
-) -> str: # Sentence for the message; "" if the browser worked elsewhere
-    "Make another session active if the deleted one was."
-    if visit.active != session_id: return ""
+    visit: Visit, # Whose active session was just deleted
+) -> str: # Sentence for the message
+    "Make another session active."
     latest = visit.service.latest_session()
-    successor = latest or visit.service.create_session()
-    set_active_session(visit.sess, visit.service.flow_id, successor)
-    name = quoted(visit.service.require_session(successor))
-    return f" {name} is active now." if latest else f" {name} was created and is active now."
+    row = visit.service.get_session(latest) if latest else None   # None also if another tab has deleted it by now
+    successor = row or visit.service.require_session(visit.service.create_session())
+    set_active_session(visit.sess, visit.service.flow_id, successor.summary.session_id)
+    return f" {quoted(successor)} is active now." if row else f" {quoted(successor)} was created and is active now."
 
 def render_undo(
     session_id: str, # In the trash
@@ -119,8 +117,9 @@ def session_actions(
         session_id = visit.session_id()
         row = visit.service.get_session(session_id) or visit.service.trashed_session(session_id)
         if row is None: raise SessionNotFound(session_id)
+        was_active = visit.active == session_id
         visit.service.delete_session(session_id)
-        successor = replace_active(visit, session_id)
+        successor = replace_active(visit) if was_active else ""
         if not visit.htmx: return guard.see_other(f"{urls.management_page}?{urlencode({'deleted': session_id})}")
         return said(visit, f"Deleted {quoted(row)}.{successor}", undo=session_id)
 

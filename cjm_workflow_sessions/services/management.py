@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import CorruptState, InvalidInput, SessionNotFound, StoreError
 from ..models import Anchor, EnrichedSessionSummary, LabelGenerator, SessionEnricher, SessionPage, SessionSummary
 from ..stores.base import Order, SessionStore, Shown, as_store, check_list_column
-from ..utils import default_label, now_us, showable, sort_text, step_title as named_step, text_to_us
+from ..utils import default_label, is_blank, now_us, showable, sort_text, step_title as named_step, text_to_us
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def clean_label(
     if "\x00" in label: raise InvalidInput("label", "must not hold the character NUL")
     label = label.encode("utf-8", "replace").decode().strip()   # half of a surrogate pair is no character
     if len(label) > LABEL_LIMIT: raise InvalidInput("label", f"has {len(label):,} characters; at most {LABEL_LIMIT:,} are stored")
-    return label or None
+    return None if is_blank(label) else label
 
 # %% ../../nbs/services/management.ipynb #d7a51291
 def callbacks_version(
@@ -108,7 +108,8 @@ class SessionManagementService:
         callbacks: str|None = None, # Version of the two callbacks; None takes a digest of their code
         trash_s: int = 24 * 3600, # Seconds that a deleted session can be restored
     ):
-        "Serve `flow_id`. Raises `InvalidInput` if `state_store` is none."
+        "Serve `flow_id`. Raises `InvalidInput` if `state_store` is none, or the flow's name no text."
+        if not isinstance(flow_id, str): raise InvalidInput("flow_id", f"must be the name of a workflow, not {flow_id!r}")
         self.store: SessionStore = as_store(state_store)
         self._flow_id = flow_id
         self._owner: str|None = None
@@ -248,7 +249,8 @@ class SessionManagementService:
         updates: Mapping[str, Any], # Keys to replace within the step's state
     ) -> None:
         "Merge into the state of one step. Raises `SessionNotFound`, `NotJSON`."
-        with self.edit_state(session_id) as state: state[f"_step_{step_id}"] = {**state.get(f"_step_{step_id}", {}), **updates}
+        if not self.session_exists(session_id): raise SessionNotFound(session_id)
+        self.store.update_step_state(self._flow_id, session_id, step_id, updates, owner=self._owner)
 
     def get_current_step(self,
         session_id: str, # Session to read
@@ -315,7 +317,7 @@ class SessionManagementService:
     ) -> CleanupReport:
         "Trash what is idle, and delete for good what has been in the trash for `trash_s`."
         purged, idle = self.store.purge_trash(self._flow_id, self._trash_limit(), owner=self._owner), self.idle_sessions(idle_s)
-        for session_id in idle: self.delete_session(session_id)
+        for session_id in idle: self.store.delete_session(self._flow_id, session_id, owner=self._owner)
         return CleanupReport(idle, purged)
 
     def cleanup_preview(self,
@@ -377,12 +379,12 @@ class SessionManagementService:
         return EnrichedSessionSummary(summary, self._resolve_label(summary, state), fields, problem)
 
     def _resolve_label(self, summary: SessionSummary, state: dict[str, Any]|None) -> str: # `state` is None if it cannot be read
-        if summary.label and summary.label.strip(): return summary.label
+        if not is_blank(summary.label): return summary.label or ""
         if self.label_generator and state is not None:
             try: label = self.label_generator(summary, state)
             except Exception: _log_failure("label generator", summary)
             else:
-                if isinstance(label, str) and label.strip(): return showable(label)
+                if isinstance(label, str) and not is_blank(label): return showable(label)
         return default_label(summary.created_at)
 
     def _refresh_shown(self) -> None:

@@ -158,7 +158,6 @@ def open_store(
         from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
         return SQLiteSessionStore(":memory:")
     path = unquote(url.removeprefix("sqlite:///")) if isinstance(url, str) and url.startswith("sqlite:///") else ""
-    if path.startswith("~"): raise InvalidInput("store", f"{url!r} names a home folder by '~', which is not expanded here: write the whole path")
     if path:
         from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
         return SQLiteSessionStore(Path(path))

@@ -19,7 +19,7 @@ from ..models import Anchor, Page, SessionSummary
 from .base import Order, Shown, check_list_column, check_order
 from .sql import check_text, checked_columns, key_text, step_key
 from .connections import SQLiteConnections, fetch
-from ..utils import default_label, dump_json, now_us, parse_sqlite_timestamp, text_to_us, us_to_text
+from ..utils import default_label, dump_json, is_blank, now_us, parse_sqlite_timestamp, text_to_us, us_to_text
 
 # %% ../../nbs/stores/cjm.ipynb #7fae1f1d
 def make_key(
@@ -64,7 +64,7 @@ def add_functions(
         connection.create_function(name, n, function, deterministic=True)
 
 def _title(label: Any, created_at: Any) -> str: # As the list shows it without callbacks, folded
-    return (label if isinstance(label, str) and label.strip() else default_label(created_at)).casefold()
+    return (label if isinstance(label, str) and not is_blank(label) else default_label(created_at)).casefold()
 
 def _field(fields: str|None, name: str) -> str:
     return json.loads(fields).get(name, "") if fields else ""

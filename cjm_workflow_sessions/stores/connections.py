@@ -84,8 +84,9 @@ class SQLiteConnections:
         prepare: Callable[[sqlite3.Connection], Any]|None = None, # Called with every new connection, to give it functions
     ):
         "Open nothing yet."
-        self.path, self.busy_timeout_s, self.pragmas, self.prepare = str(path), busy_timeout_s, pragmas, prepare
-        self.in_memory = self.path == ":memory:"
+        self.in_memory = str(path) == ":memory:"
+        self.path = ":memory:" if self.in_memory else os.path.abspath(path)   # a program may change its folder between two connections
+        self.busy_timeout_s, self.pragmas, self.prepare = busy_timeout_s, pragmas, prepare
         self.lock: Any = threading.RLock() if self.in_memory else _NoLock()
         self._own = threading.local()
         self._turn = 0 # Connections of an earlier turn are not used again

@@ -20,7 +20,7 @@ from ..errors import CorruptState, InvalidInput, NotJSON, SessionExists, Session
 from ..models import Anchor, Page, SessionSummary
 from . import schema as sql
 from .base import Order, Shown, check_list_column, check_order
-from ..utils import default_label, dump_json, now_us, showable, text_to_us, us_to_text
+from ..utils import default_label, dump_json, is_blank, now_us, showable, text_to_us, us_to_text
 
 # %% ../../nbs/stores/sql.ipynb #55a26e6a
 type KeyRow = tuple[str, str] # (key as JSON text, value as JSON text)
@@ -78,7 +78,7 @@ def title_of(
     created_at: int, # Microseconds since the epoch, UTC
 ) -> str: # Compared when the list is sorted or searched by label
     "Fold the label that is shown when the host has no generator."
-    return (label if label and label.strip() else default_label(us_to_text(created_at))).casefold()
+    return (default_label(us_to_text(created_at)) if label is None or is_blank(label) else label).casefold()
 
 def summary(
     row: tuple, # Columns of `schema.SUMMARY`
@@ -173,7 +173,7 @@ class SQLSessionStore:
         "Read the state of one step from its own row. Raises `CorruptState`."
         at, key = At(flow_id, session_id, owner), step_key(step_id)
         rows = self.rows(sql.select_values(at.scoped, one_key=True), (*at.args, key_text(key)))
-        return read_rows(session_id, rows).get(key, {})
+        return _dict(session_id, key, read_rows(session_id, rows).get(key, {}))
 
     # -- writing one session -----------------------------------------------------------------------------------------
     def create_session(self,
@@ -321,7 +321,8 @@ class SQLSessionStore:
         with self.transaction() as run:
             if not at.scoped: self._ensure(run, at, Change([]))
             self._lock(run, at)
-            step = read_rows(session_id, run(sql.select_values(at.scoped, one_key=True), (*at.args, key_text(key)))).get(key, {})
+            rows = run(sql.select_values(at.scoped, one_key=True), (*at.args, key_text(key)))
+            step = _dict(session_id, key, read_rows(session_id, rows).get(key, {}))
             self._write(run, at, Change(key_rows({key: {**step, **updates}})))
 
     def clear_step_state(self,
@@ -439,7 +440,7 @@ class SQLSessionStore:
         if order.by.startswith("field:"):
             order = Order(f"field:{self.field_path(order.by.removeprefix('field:'))}", order.descending)
         where, args = _scope(flow_id, owner, search, in_trash)
-        start, limit = max(start, 0), max(limit, 0)
+        start, limit = max(start, 0), max(0, min(limit, _ALL))
         def read(total: int|None, anchor: Anchor|None) -> list[tuple]:
             return self.rows(*sql.page_query(order, where, args, field_text=self.field_text, start=start, limit=limit,
                                              total=total, anchor=anchor))
@@ -551,6 +552,10 @@ def _scope(flow_id: str, owner: str|None, search: str, in_trash: bool) -> tuple[
     if "\x00" in search: return "1 = 0", ()   # no title holds it, and LIKE would stop reading there
     if len(search) > 1000: raise InvalidInput("search", "is limited to 1,000 characters")
     return where + r" AND s.title LIKE ? ESCAPE '\'", (*args, f"%{_literal(search.casefold())}%")
+
+def _dict(session_id: str, key: str, step: Any) -> dict[str, Any]: # Something else may have been stored under a step's key
+    if not isinstance(step, dict): raise CorruptState(session_id, key)
+    return step
 
 def _literal(text: str) -> str: # For LIKE … ESCAPE '\'
     return text.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from ..errors import StoreError, StoreTooNew, StoreUnavailable
+from ..errors import InvalidInput, StoreError, StoreTooNew, StoreUnavailable
 from .connections import SQLiteConnections, Transaction, fetch
 from .schema import LEDGER, MIGRATIONS
 from .sql import Run, SQLSessionStore
@@ -30,6 +30,8 @@ class SQLiteSessionStore(SQLSessionStore):
         "Open the file and bring its tables up to date. Raises `StoreError`."
         if synchronous not in ("NORMAL", "FULL"):
             raise StoreError(str(db_path), f"synchronous must be NORMAL or FULL, not {synchronous!r}")
+        if str(db_path).startswith("~"):
+            raise InvalidInput("db_path", f"{str(db_path)!r} names a home folder by '~', which is not expanded here: write the whole path")
         self.db_path = Path(db_path)
         self.where = str(db_path)
         self._db = SQLiteConnections(db_path, busy_timeout_s=busy_timeout_s,
