@@ -1,8 +1,12 @@
 """Fixtures of the browser tests."""
 
+import re
+
 import pytest
 
 from support import chromium, watch
+
+ELSEWHERE = re.compile(r"^(?!http://127\.0\.0\.1:|data:|blob:)") # Every address but those of servers of this machine
 
 
 @pytest.fixture(scope="session")
@@ -12,11 +16,12 @@ def browser():
 
 @pytest.fixture
 def visitor(browser):
-    "Make browser contexts, each a person with cookies of their own; every page must end without trouble."
+    "Make browser contexts, each a person with cookies of their own and no way to other machines; every page must end without trouble."
     contexts, pages = [], []
 
     def new_context(**kwargs):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | kwargs))
+        context.route(ELSEWHERE, lambda route: route.abort())
         context.on("page", lambda page: pages.append(watch(page)))
         contexts.append(context)
         return context

@@ -19,7 +19,7 @@ from cjm_workflow_sessions.errors import CorruptState, InvalidInput, NotJSON, Se
 from cjm_workflow_sessions.stores.base import ORDER_COLUMNS, Order, SessionStore, Shown
 from cjm_workflow_sessions.stores.cjm import CjmStore
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
-from cjm_workflow_sessions.utils import default_label, now_us, parse_sqlite_timestamp
+from cjm_workflow_sessions.utils import default_label, is_blank, now_us, parse_sqlite_timestamp
 
 FLOW = "ingest"
 
@@ -75,7 +75,7 @@ def ids(page): return [s.session_id for s in getattr(page, "rows", page)]
 
 def whole(store, flow=FLOW, **scope): return store.page_sessions(flow, limit=10**6, **scope).rows
 
-def title(summary): return (summary.label if summary.label and summary.label.strip() else default_label(summary.created_at)).casefold()
+def title(summary): return (default_label(summary.created_at) if is_blank(summary.label) else summary.label).casefold()
 
 def snapshot(store, *flows):
     "Everything that can be read, to show that nothing has changed."
@@ -853,7 +853,7 @@ def test_any_text_may_be_an_id_a_label_an_owner_or_a_step(store, text):
     store.create_session("other", "other")
     s = store.get_session_summary(text, text, owner=text)
     assert (s.flow_id, s.session_id, s.label, s.owner, s.current_step) == (text, text, text, text, text)
-    assert whole(store, text, owner=text) == [s] == whole(store, text, search=text, owner=text) or not text.strip()
+    assert whole(store, text, owner=text) == [s] == whole(store, text, search=text, owner=text) or is_blank(text)
     assert store.get_states(text, [text, "other"], owner=text) == {text: {"x": 1}}
     store.set_session_label(text, text, text + text)
     store.set_current_step(text, text, text + text)
