@@ -5,11 +5,28 @@ import json
 import multiprocessing
 import os
 import sqlite3
+import threading
 import traceback
 
 FLOW = "ingest"
 SPAWN = multiprocessing.get_context("spawn")   # a fresh interpreter, as another program is
 NOBODY = 65534   # uid that owns nothing
+
+
+# -- threads -------------------------------------------------------------------------------------------------------------
+
+def in_threads(*jobs):
+    "Run each job in a thread of its own, all at once; raise what any of them raised."
+    errors, start = [], threading.Barrier(len(jobs))
+    def run(job):
+        try:
+            start.wait()
+            job()
+        except BaseException as e: errors.append(e)
+    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    if errors: raise errors[0]
 
 
 # -- other processes -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from cjm_workflow_sessions.stores.base import ORDER_COLUMNS, Order, SessionStore
 from cjm_workflow_sessions.stores.cjm import CjmStore
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
 from cjm_workflow_sessions.utils import default_label, is_blank, now_us, parse_sqlite_timestamp
+from store_support import in_threads
 
 FLOW = "ingest"
 
@@ -80,19 +81,6 @@ def title(summary): return (default_label(summary.created_at) if is_blank(summar
 def snapshot(store, *flows):
     "Everything that can be read, to show that nothing has changed."
     return store.list_flows(), [(whole(store, f), whole(store, f, in_trash=True), store.get_states(f, ids(whole(store, f)))) for f in (flows or (FLOW,))]
-
-def in_threads(*jobs):
-    "Run each job in a thread of its own, all at once; raise what any of them raised."
-    errors, start = [], threading.Barrier(len(jobs))
-    def run(job):
-        try:
-            start.wait()
-            job()
-        except BaseException as e: errors.append(e)
-    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
-    for t in threads: t.start()
-    for t in threads: t.join()
-    if errors: raise errors[0]
 
 def edit(store, session_id, changes, owner=None, flow=FLOW):
     with store.edit_state(flow, session_id, owner=owner) as state: state.update(changes)

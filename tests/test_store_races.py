@@ -10,7 +10,7 @@ import pytest
 from cjm_workflow_sessions.errors import SessionExists, SessionNotFound, StoreError
 from cjm_workflow_sessions.stores.base import Order
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
-from store_support import FLOW, SPAWN, check_file, lock_held, outside, together
+from store_support import check_file, FLOW, in_threads, lock_held, outside, SPAWN, together
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -28,20 +28,6 @@ def path(tmp_path):
     store.create_session(FLOW, "s1", owner="ann", state={"n": 0})
     store.close()
     return store.where
-
-
-def in_threads(*jobs):
-    "Run each job in a thread of its own, all at once; raise what any of them raised."
-    errors, start = [], threading.Barrier(len(jobs))
-    def run(job):
-        try:
-            start.wait()
-            job()
-        except BaseException as e: errors.append(e)
-    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
-    for t in threads: t.start()
-    for t in threads: t.join()
-    if errors: raise errors[0]
 
 
 # -- merges and counters -------------------------------------------------------------------------------------------------
