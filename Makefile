@@ -3,12 +3,12 @@ PYTHON := .venv/bin/python
 ASSETS := cjm_workflow_sessions/static/sessions.css
 SOURCES := $(wildcard tools/sessions.css tools/build_assets.py tools/render_states.py cjm_workflow_sessions/assets/* cjm_workflow_sessions/*/*.py)
 
-.PHONY: help setup browser test demo assets gate types readme screenshot lock wheel clean
+.PHONY: help setup browser postgres test demo assets gate types readme screenshot lock wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: .venv/.ready node_modules/.ready browser ## Python, node and browser, with the locked packages
+setup: .venv/.ready node_modules/.ready browser postgres ## Python, node, browser and PostgreSQL, with the locked packages
 
 .venv/.ready: requirements.lock pyproject.toml
 	tools/setup python .venv 3.12 3.13
@@ -20,6 +20,9 @@ node_modules/.ready: package-lock.json | .venv/.ready
 
 browser:
 	@tools/setup browser
+
+postgres:
+	@tools/setup postgres
 
 test: setup assets ## The notebooks and the tests
 	.venv/bin/nbdev-test

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SessionError', 'SessionNotFound', 'SessionExists', 'InvalidInput', 'NotJSON', 'NotSignedIn', 'CrossOrigin',
-           'CookieTooLarge', 'StoreError', 'StoreUnavailable', 'StoreReadOnly', 'StoreCorrupt', 'StoreTooNew',
-           'CorruptState']
+           'CookieTooLarge', 'SessionEnded', 'StoreError', 'StoreUnavailable', 'StoreReadOnly', 'StoreCorrupt',
+           'StoreTooNew', 'CorruptState']
 
 # %% ../nbs/errors.ipynb #c817cfa4
 class SessionError(Exception):
@@ -75,6 +75,12 @@ class CookieTooLarge(SessionError):
         super().__init__(f"{key!r} would make the session cookie {size:,} bytes; browsers drop it above {limit:,}. "
                          f"Biggest keys: {shown}. Keep large values in the session store and only their id here")
         self.key, self.size, self.limit, self.biggest = key, size, limit, biggest
+
+# %% ../nbs/errors.ipynb #aecbf6e0
+class SessionEnded(SessionError):
+    "Raised when an HTTP session was over before a change reached it; nothing was stored."
+    def __init__(self):
+        super().__init__("this HTTP session is over: the visitor logged out or in, or it expired. Nothing was stored; go on in the visitor's next request")
 
 # %% ../nbs/errors.ipynb #5dbff93c
 class StoreError(SessionError):

@@ -1,9 +1,11 @@
-"""Fixtures of the browser tests."""
+"""What many tests share: a browser, and a PostgreSQL server."""
 
+import os
 import re
 
 import pytest
 
+from postgres_support import Cluster, find_programs
 from support import chromium, watch
 
 ELSEWHERE = re.compile(r"^(?!http://127\.0\.0\.1:|data:|blob:)") # Every address but those of servers of this machine
@@ -30,6 +32,18 @@ def visitor(browser):
     trouble = [t for page in pages for t in page.trouble]
     for context in contexts: context.close()
     assert not trouble
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    "A PostgreSQL server of our own."
+    programs = find_programs()
+    if programs is None:
+        assert os.environ.get("CI") != "true", "no PostgreSQL on this machine: run `make postgres`"
+        pytest.skip("no PostgreSQL on this machine: `make postgres` installs it")
+    cluster = Cluster(programs)
+    yield cluster
+    cluster.close()
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Callable
 
+import psycopg
 import pytest
 from cjm_workflow_state.state_store import SQLiteWorkflowStateStore
 from fasthtml.common import FastHTML
@@ -18,7 +19,8 @@ from starlette.testclient import TestClient
 from cjm_workflow_sessions.routes.init import init_session_manager_routers
 from cjm_workflow_sessions.services import management
 from cjm_workflow_sessions.services.management import SessionManagementService
-from cjm_workflow_sessions.stores import cjm, sql
+from cjm_workflow_sessions.stores import cjm, postgres, sql
+from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
 from cjm_workflow_sessions.utils import now_us
 
@@ -33,8 +35,9 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 @dataclass(frozen=True)
 class Kind:
     "One kind of store, as a host makes it, and how to change a stored state behind its back."
-    open: Callable # (folder) -> what a host passes to the service
+    open: Callable # (folder, or the server) -> what a host passes to the service
     damage: Callable # (service, session_id, SQL expression) -> None: what a value of the state becomes, or the whole state where it is one text
+    server: bool = False # Whether it lives on the test's PostgreSQL server
 
 def _damage_value(service, session_id, expression):
     with service.store.transaction() as run:
@@ -48,15 +51,16 @@ KINDS = {
     "file": Kind(lambda folder: SQLiteSessionStore(folder / "sessions.db"), _damage_value),
     "memory": Kind(lambda folder: SQLiteSessionStore(":memory:"), _damage_value),
     "cjm": Kind(lambda folder: SQLiteWorkflowStateStore(folder / "state.db"), _damage_text),
+    "postgres": Kind(lambda server: PostgresSessionStore(server.fresh_url()), _damage_value, server=True),
 }
 
 @pytest.fixture(params=KINDS)
 def kind(request): return KINDS[request.param]
 
 @pytest.fixture
-def make(kind, tmp_path):
+def make(kind, tmp_path, request):
     "Make a service over a store that all services of the test share."
-    state_store, made = kind.open(tmp_path), []
+    state_store, made = kind.open(request.getfixturevalue("postgres") if kind.server else tmp_path), []
 
     def make(flow=FLOW, **options):
         made.append(SessionManagementService(made[0].store if made else state_store, flow, **options))
@@ -76,13 +80,20 @@ def statements(monkeypatch):
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", traced)
+    execute = psycopg.Cursor.execute
+
+    def noted(cursor, query, *args, **kwargs):
+        seen.append(query)
+        return execute(cursor, query, *args, **kwargs)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", noted)
     return seen
 
 @pytest.fixture
 def clock(monkeypatch):
     "The clock of service and stores, which a test moves on by setting `ahead_s`."
     clock = SimpleNamespace(ahead_s=0)
-    for module in (management, sql, cjm): monkeypatch.setattr(module, "now_us", lambda: now_us() + clock.ahead_s * 1_000_000)
+    for module in (management, sql, postgres, cjm): monkeypatch.setattr(module, "now_us", lambda: now_us() + clock.ahead_s * 1_000_000)
     return clock
 
 def fill(service, n, label="Session {:03}"):

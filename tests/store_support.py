@@ -8,6 +8,11 @@ import sqlite3
 import threading
 import traceback
 
+import psycopg
+
+from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
+from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
+
 FLOW = "ingest"
 SPAWN = multiprocessing.get_context("spawn")   # a fresh interpreter, as another program is
 NOBODY = 65534   # uid that owns nothing
@@ -91,6 +96,19 @@ def _hold(path, pipe):
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
 
 
+# -- a store, by its path or its address ---------------------------------------------------------------------------------
+
+def opened(where, patience_s=5.0):
+    if str(where).startswith("postgresql://"): return PostgresSessionStore(where, patience_s=patience_s, max_connections=4)
+    return SQLiteSessionStore(where, busy_timeout_s=patience_s)
+
+
+def check(where):
+    "Assert that what is kept twice agrees, and that an SQLite file is sound."
+    if not str(where).startswith("postgresql://"): return check_file(where)
+    with psycopg.connect(where) as db: check_tables(lambda statement, args=(): db.execute(statement.replace("?", "%s"), args).fetchall())
+
+
 # -- the file, as another program sees it --------------------------------------------------------------------------------
 
 @contextlib.contextmanager
@@ -106,10 +124,15 @@ def check_file(path):
     with outside(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert db.execute("PRAGMA foreign_key_check").fetchall() == []
-        for row_id, size in db.execute("SELECT id, size FROM wfs_session").fetchall():
-            rows = db.execute("SELECT key, value, bytes FROM wfs_value WHERE id = ? ORDER BY seq", (row_id,)).fetchall()
-            assert [n for *_, n in rows] == [len(key) + len(value) + 4 for key, value, _ in rows]
-            state = {json.loads(key): json.loads(value) for key, value, _ in rows}
-            assert size == (len(json.dumps(state)) if state else 0)
-        counted = db.execute("SELECT flow_id, owner, count(*) FROM wfs_session WHERE deleted_at IS NULL GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
-        assert db.execute("SELECT flow_id, owner, n FROM wfs_tally WHERE n <> 0 ORDER BY 1, 2").fetchall() == counted
+        check_tables(lambda statement, args=(): db.execute(statement, args).fetchall())
+
+
+def check_tables(rows):
+    "Assert that sizes and counts are those of the rows."
+    for row_id, size in rows("SELECT id, size FROM wfs_session"):
+        values = rows("SELECT key, value, bytes FROM wfs_value WHERE id = ? ORDER BY seq", (row_id,))
+        assert [n for *_, n in values] == [len(key) + len(value) + 4 for key, value, _ in values]
+        state = {json.loads(key): json.loads(value) for key, value, _ in values}
+        assert size == (len(json.dumps(state)) if state else 0)
+    counted = rows("SELECT flow_id, owner, count(*) FROM wfs_session WHERE deleted_at IS NULL GROUP BY 1, 2 ORDER BY 1, 2")
+    assert rows("SELECT flow_id, owner, n FROM wfs_tally WHERE n <> 0 ORDER BY 1, 2") == counted

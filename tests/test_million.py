@@ -46,6 +46,7 @@ class CountingStore(SQLiteSessionStore):
             def noted(statement, args=()):
                 with self._noted(statement, args) as rows: rows += run(statement, args)
                 return rows
+            noted.many = lambda statement, each: [noted(statement, args) for args in each]
             yield noted
 
     @contextmanager

@@ -18,6 +18,7 @@ from cjm_workflow_state.state_store import SQLiteWorkflowStateStore
 from cjm_workflow_sessions.errors import CorruptState, InvalidInput, NotJSON, SessionExists, SessionNotFound
 from cjm_workflow_sessions.stores.base import ORDER_COLUMNS, Order, SessionStore, Shown
 from cjm_workflow_sessions.stores.cjm import CjmStore
+from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
 from cjm_workflow_sessions.utils import default_label, is_blank, now_us, parse_sqlite_timestamp
 from store_support import in_threads
@@ -30,9 +31,10 @@ FLOW = "ingest"
 @dataclass(frozen=True)
 class Kind:
     "How to open one kind of store, and how to damage it from outside."
-    open: Callable # (folder) -> an empty store
+    open: Callable # (folder, or the server) -> an empty store
     damage: Callable # (store, session_id, key) -> None: makes the stored value of a key of FLOW unreadable
     second: Callable|None = None # (store) -> another store object on the same data, as another process would open it
+    server: bool = False # Whether it lives on the test's PostgreSQL server
 
 def _damage_rows(store, session_id, key):
     with store.transaction() as run:
@@ -47,14 +49,15 @@ KINDS = {
     "sqlite": Kind(lambda folder: SQLiteSessionStore(folder / "sessions.db"), _damage_rows, lambda store: SQLiteSessionStore(store.where)),
     "memory": Kind(lambda folder: SQLiteSessionStore(":memory:"), _damage_rows),
     "cjm": Kind(lambda folder: CjmStore(SQLiteWorkflowStateStore(folder / "state.db")), _damage_cjm, lambda store: CjmStore(SQLiteWorkflowStateStore(store.where))),
+    "postgres": Kind(lambda server: PostgresSessionStore(server.fresh_url()), _damage_rows, lambda store: PostgresSessionStore(store._db.libpq), server=True),
 }
 
 @pytest.fixture(params=KINDS)
 def kind(request): return KINDS[request.param]
 
 @pytest.fixture
-def store(kind, tmp_path):
-    store = kind.open(tmp_path)
+def store(kind, tmp_path, request):
+    store = kind.open(request.getfixturevalue("postgres") if kind.server else tmp_path)
     yield store
     store.close()
 

@@ -4,13 +4,14 @@ import os
 import random
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
 from cjm_workflow_sessions.errors import SessionExists, SessionNotFound, StoreError
 from cjm_workflow_sessions.stores.base import Order
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
-from store_support import check_file, FLOW, in_threads, lock_held, outside, SPAWN, together
+from store_support import check, check_file, FLOW, in_threads, lock_held, opened, outside, SPAWN, together
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -30,6 +31,15 @@ def path(tmp_path):
     return store.where
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request):
+    "A store with one session, by what another process opens it with."
+    if request.param == "sqlite": return request.getfixturevalue("path")
+    url = request.getfixturevalue("postgres").fresh_url()
+    with closing(opened(url)) as store: store.create_session(FLOW, "s1", owner="ann", state={"n": 0})
+    return url
+
+
 # -- merges and counters -------------------------------------------------------------------------------------------------
 
 def merge(store, name, n):
@@ -39,17 +49,17 @@ def count(store, n):
     for _ in range(n):
         with store.edit_state(FLOW, "s1") as state: state["n"] += 1
 
-def merge_in_process(path, name, n): merge(SQLiteSessionStore(path), name, n)
-def count_in_process(path, n): count(SQLiteSessionStore(path), n)
+def merge_in_process(where, name, n): merge(opened(where), name, n)
+def count_in_process(where, n): count(opened(where), n)
 
 def merged(writers, n): return {"n": 0} | {f"{w}-{i}": i for w in range(writers) for i in range(n)}
 
 
 @pytest.mark.parametrize(("writers", "n"), [(2, 500), (4, 250)])
-def test_merges_of_several_processes_are_all_there(path, writers, n):
-    together(*((merge_in_process, path, w, n) for w in range(writers)))
-    assert SQLiteSessionStore(path).get_state(FLOW, "s1") == merged(writers, n)
-    check_file(path)
+def test_merges_of_several_processes_are_all_there(where, writers, n):
+    together(*((merge_in_process, where, w, n) for w in range(writers)))
+    assert opened(where).get_state(FLOW, "s1") == merged(writers, n)
+    check(where)
 
 
 def test_merges_of_several_threads_are_all_there(store):
@@ -57,10 +67,10 @@ def test_merges_of_several_threads_are_all_there(store):
     assert store.get_state(FLOW, "s1") == merged(4, 250)
 
 
-def test_a_counter_of_two_processes_is_exact(path):
-    together((count_in_process, path, 200), (count_in_process, path, 200))
-    assert SQLiteSessionStore(path).get_state(FLOW, "s1") == {"n": 400}
-    check_file(path)
+def test_a_counter_of_two_processes_is_exact(where):
+    together((count_in_process, where, 200), (count_in_process, where, 200))
+    assert opened(where).get_state(FLOW, "s1") == {"n": 400}
+    check(where)
 
 
 def test_a_counter_of_several_threads_is_exact(store):
@@ -68,36 +78,36 @@ def test_a_counter_of_several_threads_is_exact(store):
     assert store.get_state(FLOW, "s1") == {"n": 200}
 
 
-def note_times(path, n):
-    store, found = SQLiteSessionStore(path), []
+def note_times(where, n):
+    store, found = opened(where), []
     for i in range(n):
         store.update_state(FLOW, "s1", {f"{os.getpid()}": i})
         found.append(store.get_session_summary(FLOW, "s1").updated_at)
     return found
 
-def test_the_time_of_update_never_goes_back(path):
-    for times in together((note_times, path, 100), (note_times, path, 100)): assert times == sorted(set(times))
+def test_the_time_of_update_never_goes_back(where):
+    for times in together((note_times, where, 100), (note_times, where, 100)): assert times == sorted(set(times))
 
 
 # -- sessions that come and go -------------------------------------------------------------------------------------------
 
-def create_taken(path, n):
-    store, won = SQLiteSessionStore(path), 0
+def create_taken(where, n):
+    store, won = opened(where), 0
     for i in range(n):
         try: store.create_session(FLOW, f"same-{i}", owner="ann", state={"by": os.getpid()})
         except SessionExists: continue
         won += 1
     return won
 
-def test_one_of_several_processes_gets_an_id(path):
-    assert sum(together(*[(create_taken, path, 100)] * 3)) == 100
-    assert SQLiteSessionStore(path).count_sessions(FLOW) == 101
-    check_file(path)
+def test_one_of_several_processes_gets_an_id(where):
+    assert sum(together(*[(create_taken, where, 100)] * 3)) == 100
+    assert opened(where).count_sessions(FLOW) == 101
+    check(where)
 
 
-def churn(path, seed):
+def churn(where, seed):
     "Do everything that moves the tally, on sessions that others move too."
-    store, chance = SQLiteSessionStore(path), random.Random(seed)
+    store, chance = opened(where), random.Random(seed)
     for i in range(150):
         sid, owner = f"c{chance.randrange(12)}", f"o{chance.randrange(2)}"
         try:
@@ -110,38 +120,40 @@ def churn(path, seed):
                 case 5: store.purge_trash(FLOW, 2**62)
         except (SessionExists, SessionNotFound): continue
 
-def test_counts_stay_exact_while_sessions_come_and_go(path):
-    together(*((churn, path, seed) for seed in range(3)))
-    check_file(path)
+def test_counts_stay_exact_while_sessions_come_and_go(where):
+    together(*((churn, where, seed) for seed in range(3)))
+    check(where)
 
 
 # -- starting and ending ---------------------------------------------------------------------------------------------------
 
 ROUNDS = 4
 
-def open_together(folder, name, barrier):
-    "Meet the others before each of several paths where nothing is yet."
-    for i in range(ROUNDS):
+def open_together(places, name, barrier):
+    "Meet the others before each of several places where nothing is yet."
+    for place in places:
         barrier.wait(60)
-        store = SQLiteSessionStore(f"{folder}/new-{i}/sessions.db")
+        store = opened(place)
         store.create_session(FLOW, f"of-{name}", owner=name, state={"name": name})
         store.close()   # the last one to close rewrites the file, while others may still be opening it
 
-def test_ten_processes_start_together_on_an_empty_path(tmp_path):
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_ten_processes_start_together_where_nothing_is(kind, tmp_path, request):
+    if kind == "sqlite": places = [f"{tmp_path}/new-{i}/sessions.db" for i in range(ROUNDS)]
+    else: places = [request.getfixturevalue("postgres").fresh_url() for _ in range(ROUNDS)]
     barrier = SPAWN.Barrier(10)
-    processes = [SPAWN.Process(target=open_together, args=(tmp_path, str(i), barrier), daemon=True) for i in range(10)]
+    processes = [SPAWN.Process(target=open_together, args=(places, str(i), barrier), daemon=True) for i in range(10)]
     for p in processes: p.start()
     for p in processes: p.join(120)
     assert [p.exitcode for p in processes] == [0] * 10
-    for i in range(ROUNDS):
-        path = tmp_path / f"new-{i}" / "sessions.db"
-        assert sorted(s.session_id for s in SQLiteSessionStore(path).list_sessions(FLOW)) == [f"of-{i}" for i in range(10)]
-        check_file(path)
+    for place in places:
+        with closing(opened(place)) as store: assert sorted(s.session_id for s in store.list_sessions(FLOW)) == [f"of-{i}" for i in range(10)]
+        check(place)
 
 
-def close_while_others_write(path):
+def close_while_others_write(where):
     "Gives the keys whose write was acknowledged; an error that is no `StoreError` ends this process badly."
-    store, stop, done, wrong = SQLiteSessionStore(path), threading.Event(), [], []
+    store, stop, done, wrong = opened(where), threading.Event(), [], []
     def write(name):
         i = 0
         while not stop.is_set():
@@ -160,17 +172,17 @@ def close_while_others_write(path):
     if wrong: raise wrong[0]
     return done
 
-def test_a_store_may_be_closed_while_other_threads_write(path):
-    (done,) = together((close_while_others_write, path))
-    assert done and set(done) <= SQLiteSessionStore(path).get_state(FLOW, "s1").keys()
-    check_file(path)
+def test_a_store_may_be_closed_while_other_threads_write(where):
+    (done,) = together((close_while_others_write, where))
+    assert done and set(done) <= opened(where).get_state(FLOW, "s1").keys()
+    check(where)
 
 
 # -- a writer that is killed ---------------------------------------------------------------------------------------------------
 
-def write_until_killed(path, name, pipe):
+def write_until_killed(where, name, pipe):
     "Write in every way there is; say each time what has been acknowledged."
-    store, i = SQLiteSessionStore(path, busy_timeout_s=30), 0
+    store, i = opened(where, 30), 0
     while True:
         i += 1
         store.update_state(FLOW, "s1", {f"{name}-{i}": "x" * (i % 7 * 300)})
@@ -184,11 +196,11 @@ def write_until_killed(path, name, pipe):
                 store.delete_session(FLOW, sid)
                 pipe.send(("trashed", sid))
 
-def test_no_acknowledged_write_is_lost_by_thirty_kills(path):
-    chance, store, keys = random.Random(1), SQLiteSessionStore(path), set()
+def test_no_acknowledged_write_is_lost_by_thirty_kills(where):
+    chance, store, keys = random.Random(1), opened(where), set()
     def start(name):
         ours, theirs = SPAWN.Pipe(duplex=False)
-        process = SPAWN.Process(target=write_until_killed, args=(path, name, theirs), daemon=True)
+        process = SPAWN.Process(target=write_until_killed, args=(where, name, theirs), daemon=True)
         process.start()
         theirs.close()
         return process, ours, name, []
@@ -209,7 +221,7 @@ def test_no_acknowledged_write_is_lost_by_thirty_kills(path):
             for event, sid in told:
                 if event == "created": assert store.session_exists(FLOW, sid) or store.get_trashed(FLOW, sid)
                 if event == "trashed": assert store.get_trashed(FLOW, sid)
-        check_file(path)
+        check(where)
     assert len(keys) > 100
 
 
@@ -234,24 +246,26 @@ def forked(job, parent=lambda: None):
     assert answer != b"failed"
     return answer == b"done"
 
-def count_with_a_fork(path):
-    store = SQLiteSessionStore(path)
+def connections_of(store): return store._db.get() if isinstance(store, SQLiteSessionStore) else store._db.pool()
+
+def count_with_a_fork(where):
+    store = opened(where)
     count(store, 10)
-    inherited = store._db.get()
+    inherited = connections_of(store)
     def child():
         count(store, 100)
-        assert store._db.get() is not inherited
+        assert connections_of(store) is not inherited
     return forked(child, lambda: count(store, 100))
 
-def test_a_fork_uses_a_connection_of_its_own(path):
-    assert together((count_with_a_fork, path)) == [True]
-    assert SQLiteSessionStore(path).get_state(FLOW, "s1") == {"n": 210}
-    check_file(path)
+def test_a_fork_uses_a_connection_of_its_own(where):
+    assert together((count_with_a_fork, where)) == [True]
+    assert opened(where).get_state(FLOW, "s1") == {"n": 210}
+    check(where)
 
 
-def outlive_the_parent(path):
+def outlive_the_parent(where):
     "As a program does that goes to the background: the child goes on when the parent's connections are closed."
-    store = SQLiteSessionStore(path)
+    store = opened(where)
     store.update_state(FLOW, "s1", {"parent": 1})
     (child_reads, parent_writes), (parent_reads, child_writes) = os.pipe(), os.pipe()
     def child():
@@ -265,14 +279,14 @@ def outlive_the_parent(path):
         os.write(parent_writes, b"x")
     return forked(child, parent)
 
-def test_a_write_of_a_fork_outlives_the_parents_connections(path):
-    (acknowledged,) = together((outlive_the_parent, path))
+def test_a_write_of_a_fork_outlives_the_parents_connections(where):
+    (acknowledged,) = together((outlive_the_parent, where))
     assert acknowledged
-    assert SQLiteSessionStore(path).get_state(FLOW, "s1") == {"n": 0, "parent": 1, "before": 1, "after": 1}
+    assert opened(where).get_state(FLOW, "s1") == {"n": 0, "parent": 1, "before": 1, "after": 1}
 
 
-def fork_while_a_thread_writes(path):
-    store, inside, leave = SQLiteSessionStore(path, busy_timeout_s=1), threading.Event(), threading.Event()
+def fork_while_a_thread_writes(where):
+    store, inside, leave = opened(where, 1), threading.Event(), threading.Event()
     def write():
         with store.edit_state(FLOW, "s1") as state:
             state["thread"] = "x" * 50_000
@@ -287,11 +301,11 @@ def fork_while_a_thread_writes(path):
         store.update_state(FLOW, "s1", {"parent": 1})
     return forked(lambda: store.update_state(FLOW, "s1", {"child": 1}), parent)
 
-def test_a_fork_during_a_write_disturbs_nobody(path):
-    (acknowledged,) = together((fork_while_a_thread_writes, path))
+def test_a_fork_during_a_write_disturbs_nobody(where):
+    (acknowledged,) = together((fork_while_a_thread_writes, where))
     expected = {"n": 0, "thread": "x" * 50_000, "parent": 1} | ({"child": 1} if acknowledged else {})
-    assert SQLiteSessionStore(path).get_state(FLOW, "s1") == expected
-    check_file(path)
+    assert opened(where).get_state(FLOW, "s1") == expected
+    check(where)
 
 
 # -- readers while somebody writes -----------------------------------------------------------------------------------------

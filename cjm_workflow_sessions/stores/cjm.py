@@ -19,6 +19,7 @@ from ..models import Anchor, Page, SessionSummary
 from .base import Order, Shown, check_list_column, check_order
 from .sql import check_text, checked_columns, key_text, step_key
 from .connections import SQLiteConnections, fetch
+from .feed import FileFeed
 from ..utils import default_label, dump_json, is_blank, now_us, parse_sqlite_timestamp, text_to_us, us_to_text
 
 # %% ../../nbs/stores/cjm.ipynb #7fae1f1d
@@ -519,6 +520,10 @@ class CjmStore:
                 db.execute("INSERT OR REPLACE INTO wfs_cjm_owner(flow_session_key, created_at, owner) VALUES('check', '', '')")
                 raise _Undo
         except _Undo: return
+
+    def open_feed(self) -> FileFeed:
+        "Begin to follow what is committed; it says that something was, not what. Raises `StoreUnavailable`."
+        return FileFeed(self._db)
 
     def close(self) -> None:
         "Close every connection; a later call opens a new one."

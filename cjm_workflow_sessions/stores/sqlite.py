@@ -10,22 +10,22 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from ..errors import InvalidInput, StoreError, StoreTooNew, StoreUnavailable
+from ..errors import InvalidInput, StoreError, StoreUnavailable
 from .connections import SQLiteConnections, Transaction, fetch
-from .schema import LEDGER, MIGRATIONS
-from .sql import Run, SQLSessionStore
-from ..utils import now_us
+from .feed import SQLiteFeed
+from .schema import MIGRATIONS
+from .search import TrigramSearch
+from .sql import Run
 
 # %% ../../nbs/stores/sqlite.ipynb #d4d15f8e
-class SQLiteSessionStore(SQLSessionStore):
+class SQLiteSessionStore(TrigramSearch):
     "Sessions in one SQLite file, or in memory."
-    field_text = "CASE WHEN json_valid(s.sort_fields) THEN json_extract(s.sort_fields, ?) END" # A damaged row must not hide the others
-
     def __init__(self,
         db_path: Path|str, # File, made with its folder if it is not there; ":memory:" for tests and notebooks
         *,
         synchronous: str = "NORMAL", # "FULL": also a power cut right after a write loses nothing (sqlite.org/pragma.html#pragma_synchronous)
         busy_timeout_s: float = 5.0, # How long a writer waits for another
+        search_index_at: int|None = 50_000, # A search among more sessions makes the index of titles; None: only `index_search` does
     ):
         "Open the file and bring its tables up to date. Raises `StoreError`."
         if synchronous not in ("NORMAL", "FULL"):
@@ -34,12 +34,13 @@ class SQLiteSessionStore(SQLSessionStore):
             raise InvalidInput("db_path", f"{str(db_path)!r} names a home folder by '~', which is not expanded here: write the whole path")
         self.db_path = Path(db_path)
         self.where = str(db_path)
+        self.search_index_at = search_index_at
         self._db = SQLiteConnections(db_path, busy_timeout_s=busy_timeout_s,
                                      pragmas=(f"synchronous = {synchronous}", "foreign_keys = ON", "cache_size = -16000"))
         if not self._db.in_memory: self._make_folder()
         if self._version() == MIGRATIONS[-1].number: return   # nothing to write, so nobody to wait for
         if not self._db.in_memory: self._use_wal(busy_timeout_s)
-        self._migrate()
+        with self.transaction() as run: self._migrate(run)
 
     def _make_folder(self) -> None:
         try: self.db_path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +49,7 @@ class SQLiteSessionStore(SQLSessionStore):
     def _version(self) -> int: # Number of the newest migration that was applied; 0 for a new file
         "Look at a file before anything is written to it. Raises `StoreTooNew`, or `StoreError` for a file of cjm-workflow-state."
         tables = {name for (name,) in self._db.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "wfs_migration" in tables:
-            ((found,),) = self._db.rows("SELECT coalesce(max(number), 0) FROM wfs_migration")
-            if found > MIGRATIONS[-1].number: raise StoreTooNew(self.where, found, MIGRATIONS[-1].number)
-            return found
+        if "wfs_migration" in tables: return super()._version()
         if "workflow_state" in tables and self._db.rows("SELECT 1 FROM workflow_state LIMIT 1"):
             raise StoreError(self.where, "the file belongs to cjm-workflow-state: give the service that library's store as it is, "
                                          f"or copy it with import_cjm({self.where!r}, open_store('sqlite:///new.db'))")
@@ -68,15 +66,6 @@ class SQLiteSessionStore(SQLSessionStore):
                 continue
             if mode != [("wal",)]:
                 raise StoreUnavailable(self.where, "write-ahead logging does not work there: put the file on a disk of this machine")
-
-    def _migrate(self) -> None:
-        with self._db.transaction() as db:
-            db.execute(LEDGER)
-            (found,) = db.execute("SELECT coalesce(max(number), 0) FROM wfs_migration").fetchone()   # another process may have done it
-            for migration in MIGRATIONS[found:]:
-                for statement in migration.statements: db.execute(statement.format(ID="INTEGER PRIMARY KEY"))
-                db.execute("INSERT INTO wfs_migration(number, name, applied_at) VALUES(?,?,?)",
-                           (migration.number, migration.name, now_us()))
 
     # -- what SQLSessionStore asks for ---------------------------------------------------------------------------------
     def rows(self,
@@ -97,20 +86,32 @@ class SQLiteSessionStore(SQLSessionStore):
         return f'$."{quote(field, safe="", errors="replace")}"'
 
     # -- the file ------------------------------------------------------------------------------------------------------
-    def check(self) -> None:
-        "Write something that changes nothing. Raises the `StoreError` that says why it cannot."
-        # Committed, for only a commit reaches the disk, and changed, for SQLite does not write what is the same.
-        with self.transaction() as run: run("UPDATE wfs_migration SET applied_at = applied_at + 1")
+    def open_feed(self) -> SQLiteFeed:
+        "Begin to follow what is committed, by this process and by others. Raises `StoreUnavailable`."
+        return SQLiteFeed(self._db)
 
     def close(self) -> None:
         "Close every connection; a later call opens a new one."
+        self.stop_indexing()
         self._db.close()
 
 class RunTransaction(Transaction):
-    "A transaction as `SQLSessionStore` uses it: it hands out a function that runs a statement."
+    "A transaction as `SQLSessionStore` uses it: it hands out what runs a statement."
     def __enter__(self) -> Run: # type: ignore[override]
         "Begin. Raises `StoreError`."
         super().__enter__()
-        return self.run
+        return self
 
-    def run(self, statement: str, args: tuple = ()) -> list[tuple]: return fetch(self.connection, statement, args)
+    def __call__(self,
+        statement: str, # One statement
+        args: tuple = (), # Its arguments
+    ) -> list[tuple]:
+        "Run a statement within the transaction."
+        return fetch(self.connection, statement, args)
+
+    def many(self,
+        statement: str, # One statement that gives no rows
+        each: list[tuple], # Arguments of each run
+    ) -> None:
+        "Run a statement for each list of arguments."
+        self.connection.executemany(statement, each)
