@@ -56,11 +56,16 @@ def explain(
     "Find our words for an error of PostgreSQL."
     if isinstance(error, errors.ProgramLimitExceeded):
         return InvalidInput("text", "is too long for an index of PostgreSQL: names of flows, sessions and owners have room for about 1,000 bytes together")
-    state = error.sqlstate or ""
+    state = error.sqlstate or next((state for text, state in _REFUSALS if text in str(error)), "")
     for prefix, kind, reason in _MEANINGS:
         if state.startswith(prefix): return kind(where, reason)
     if state or not isinstance(error, psycopg.OperationalError): return error
     return StoreUnavailable(where, _AWAY)
+
+# libpq gives no SQLSTATE for a connection that was refused, only the server's words.
+_REFUSALS = (
+    ("password", "28P01"), ("role \"", "28000"), ("pg_hba.conf", "28000"), ("authentication failed", "28000"),
+    ("database \"", "3D000"), ("too many", "53300"), ("remaining connection slots", "53300"), ("starting up", "57P03"), ("shutting down", "57P03"))
 
 _AWAY = "the server does not answer: check that it runs and can be reached; what was being stored may be lost"
 
@@ -70,6 +75,7 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     ("22P02", StoreCorrupt, "a stored text is no JSON: restore a backup"),
     ("25006", StoreReadOnly, "the server takes no writes: connect to the primary, not to a standby"),
     ("42501", StoreReadOnly, "the role may not do that: GRANT it the tables, or CREATE on the schema"),
+    ("25P02", StoreError, "an earlier statement of this transaction has failed: nothing was stored"),
     ("28", StoreUnavailable, "the server refuses the user or the password: check the address"),
     ("3D000", StoreUnavailable, "there is no such database: create it, or correct the address"),
     ("3F000", StoreUnavailable, "there is no schema to work in: create it, or correct search_path"),
@@ -185,7 +191,7 @@ class PostgresConnections:
         try: psycopg.connect(self.libpq).close()
         except psycopg.Error as e:
             found = explain(self.where, e)
-            if isinstance(found, StoreError) and e.sqlstate: return found.reason
+            if isinstance(found, StoreError): return found.reason
         return _AWAY
 
     def rows(self,
@@ -269,7 +275,10 @@ class PostgresTransaction:
         if self.joined: return self._give_back(error)
         self.connections._own.connection = None
         try: self._end(error is None)
-        except psycopg.Error as e: return self._give_back(error or e)
+        except psycopg.Error as e:
+            if error is None:
+                self._give_back(e)
+                raise
         self._give_back(error)
 
     def _end(self, commit: bool) -> None:

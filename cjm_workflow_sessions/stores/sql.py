@@ -549,8 +549,11 @@ class SQLSessionStore:
         "Keep titles and fields; a session written since it was read is left for the next time."
         def fields(made: Shown) -> str: return json.dumps({quote(name, safe="", errors="replace"): showable(text) for name, text in made.fields})
         with self.transaction() as run:
-            run.many("UPDATE wfs_session SET title = ?, sort_fields = ?, shown_by = ? WHERE flow_id = ? AND session_id = ? AND updated_at = ?",
-                     [(showable(made.title.casefold()), fields(made), version, flow_id, s.session_id, text_to_us(s.updated_at)) for s, made in shown])
+            run.many("""UPDATE wfs_session SET title = ?, sort_fields = ?, shown_by = ?
+                WHERE flow_id = ? AND session_id = ? AND updated_at = ? AND deleted_at IS NULL""",
+                # In one order, or two that save the same sessions could wait for each other.
+                sorted(((showable(made.title.casefold()), fields(made), version, flow_id, s.session_id, text_to_us(s.updated_at))
+                        for s, made in shown), key=lambda args: args[4]))
 
     # -- the tables ------------------------------------------------------------------------------------------------------
     def _version(self) -> int: # Number of the newest migration
