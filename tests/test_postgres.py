@@ -1,8 +1,9 @@
 """What only a PostgreSQL server can do to a store: refuse it, go away, come back, and tell of changes."""
 
 import http.client
-import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
+from playwright.sync_api import expect
 
 from cjm_workflow_sessions.errors import InvalidInput, StoreError, StoreReadOnly, StoreTooNew, StoreUnavailable
 from cjm_workflow_sessions.models import SessionSummary
@@ -18,7 +20,7 @@ from cjm_workflow_sessions.stores.base import Changed, Order, Shown, open_store
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
 from cjm_workflow_sessions.utils import now_us, us_to_text
 from postgres_support import Cluster, find_programs
-from store_support import FLOW, check, in_threads, outside
+from store_support import FLOW, check, in_threads
 from support import Server
 
 
@@ -316,3 +318,41 @@ def test_a_restart_under_load_loses_nothing_that_was_acknowledged(own_server):
     acknowledged = {label for *_, label, status, _ in answers if status == 303}
     assert acknowledged <= stored and len(acknowledged) > 100
     check(url)
+
+
+def test_the_page_says_that_the_server_is_away_and_goes_on_when_it_is_back(own_server, visitor):
+    with Server(STORE=own_server.fresh_url()) as server:
+        page = visitor().new_page()
+        page.goto(f"{server.url}/manage/sessions")
+        new, said = page.get_by_role("button", name="New session").first, page.locator("#wsm-alert-area .alert").last
+        new.click()
+        expect(said).to_contain_text("Created")
+        own_server.stop()
+        new.click()
+        expect(said).to_contain_text("does not answer")
+        answer = page.context.new_page().goto(f"{server.url}/manage/sessions")
+        assert answer.status == 503 and "does not answer" in answer.text()
+        own_server.start()
+        new.click()
+        expect(said).to_contain_text("Created")
+        expect(page.locator("[data-session]")).to_have_count(2)
+
+
+# -- without the extra -------------------------------------------------------------------------------------------------------
+
+WITHOUT = """
+import sys
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("psycopg"): raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Lacking())
+import cjm_workflow_sessions as package
+for use in (lambda: package.open_store("postgresql://db/app"), lambda: package.PostgresSessionStore("postgresql://db/app")):
+    try: use()
+    except Exception as e: print(e)
+package.open_store("memory:").check()
+"""
+
+def test_without_psycopg_the_message_says_what_to_install():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.count("pip install 'cjm-workflow-sessions[postgres]'") == 2, done.stdout + done.stderr

@@ -21,7 +21,7 @@ from ..components import styles
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_error_page
 from ..errors import (
-    CorruptState, CrossOrigin, InvalidInput, NotJSON, NotSignedIn, SessionError, SessionExists, SessionNotFound, StoreError)
+    CorruptState, CrossOrigin, InvalidInput, NotJSON, NotSignedIn, SessionEnded, SessionError, SessionExists, SessionNotFound, StoreError)
 from ..html_ids import SessionManagerHtmlIds
 from ..models import SessionManagementUrls
 from ..services.management import SessionManagementService
@@ -155,6 +155,7 @@ STATUS: tuple[tuple[type[SessionError], int], ...] = (
     (NotSignedIn, 401),
     (CrossOrigin, 403),
     (SessionExists, 409),
+    (SessionEnded, 409),
     (InvalidInput, 422),
     (NotJSON, 422),
     (CorruptState, 422),

@@ -236,6 +236,8 @@ def http_sessions(
 # %% ../../nbs/stores/base.ipynb #a1c5aac4
 def open_store(
     url: str, # "sqlite:///relative.db", "sqlite:////absolute.db", "postgresql://user:password@host/database" or "memory:"
+    *,
+    on_network: bool = False, # Whether the file may lie on a network file system: see `SQLiteSessionStore`
 ) -> SessionStore:
     "Open the store that `url` names. Raises `InvalidInput` for another scheme, `StoreError` if it cannot be opened."
     if url in ("memory:", "sqlite://:memory:", "sqlite:///:memory:"):
@@ -244,13 +246,13 @@ def open_store(
     path = unquote(url.removeprefix("sqlite:///")) if isinstance(url, str) and url.startswith("sqlite:///") else ""
     if path:
         from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
-        return SQLiteSessionStore(Path(path))
+        return SQLiteSessionStore(Path(path), on_network=on_network)
     if isinstance(url, str) and url.startswith(("postgresql://", "postgres://")):
         try: from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
-        except ImportError as e: raise InvalidInput("store", f"PostgreSQL needs more packages: pip install 'cjm-workflow-sessions[postgres]' ({e})") from e
+        except ImportError as e: raise InvalidInput("store", str(e)) from e
         return PostgresSessionStore(url)
     # Only the scheme, for what was mistyped may hold a password.
-    shown = repr(url.partition("//")[0] if isinstance(url, str) and "@" in url else url)
+    shown = repr(url.partition(":")[0] + ":…" if isinstance(url, str) and "@" in url else url)
     raise InvalidInput("store", f"{shown} is not a store address: use sqlite:///file.db (relative), sqlite:////full/path/file.db, "
                                 "postgresql://user:password@host/database or memory:")
 

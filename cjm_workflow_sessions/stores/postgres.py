@@ -10,13 +10,10 @@ import json
 from collections.abc import Collection
 from urllib.parse import quote
 
-import psycopg
-from psycopg.sql import SQL, Identifier
-
 from ..errors import StoreError
 from . import schema as sql
 from .base import Changed
-from .postgres_connections import PostgresConnections, PostgresTransaction, explain, notice_loss
+from .postgres_connections import PostgresConnections, PostgresTransaction, explain, notice_loss, psycopg
 from .sql import At, Change, Run, SQLSessionStore, row_bytes, title_of
 from ..utils import is_blank, now_us
 
@@ -56,7 +53,7 @@ class PostgresFeed:
             self.connection = psycopg.connect(libpq, autocommit=True)
             channel = self.connection.execute("SELECT 'wfs_' || left(current_schema(), 59)").fetchone()
             assert channel is not None
-            self.connection.execute(SQL("LISTEN {}").format(Identifier(channel[0])))
+            self.connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel[0])))
         except psycopg.Error as e: raise explain(where, e) from e
         self.flows: set[str] = set() # Of the last call
 

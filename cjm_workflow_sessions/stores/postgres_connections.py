@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import psycopg
-from psycopg import Connection, errors
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.numeric import Int8Dumper
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+try:
+    import psycopg
+    from psycopg import Connection, errors
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.types.numeric import Int8Dumper
+    from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+except ImportError as e: raise ImportError("PostgreSQL needs more packages: pip install 'cjm-workflow-sessions[postgres]'") from e
 
 from ..errors import InvalidInput, StoreCorrupt, StoreError, StoreReadOnly, StoreUnavailable
 
