@@ -8,38 +8,56 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "EnrichedSessionSummary", "InvalidInput", "JobSessionManager", "LabelGenerator", "NotJSON", "SQLiteSessionStore", "SessionEnricher",
-           "SessionError", "SessionManagementResult", "SessionManagementService", "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary", "Settings", "StoreError",
-           "WorkflowSession", "active_session", "check_origin", "format_bytes", "import_cjm", "init_session_manager_routers", "load_settings", "open_store", "status_of"]
+__all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "EnrichedSessionSummary", "Finding", "InvalidInput", "JobSessionManager", "LabelGenerator", "NotJSON",
+           "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded", "SessionEnricher", "SessionError", "SessionManagementResult", "SessionManagementService",
+           "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary", "Settings", "StoreError", "StoredSession", "WorkflowSession", "active_session",
+           "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes", "import_cjm", "init_health_router", "init_session_manager_routers", "load_settings",
+           "open_store", "session_of", "setup_logs", "status_of", "stored_sessions", "transfer_sessions"]
 
 _ROOMS = { # Module -> the names it gives to the public face
+    "core.http_session": ("clear_expired", "session_of", "stored_sessions"),
     "core.job_session": ("JobSessionManager",),
+    "core.stored_session": ("StoredSession",),
     "core.workflow_session": ("WorkflowSession",),
-    "errors": ("CookieTooLarge", "CorruptState", "InvalidInput", "NotJSON", "SessionError", "SessionNotFound", "StoreError"),
+    "errors": ("CookieTooLarge", "CorruptState", "InvalidInput", "NotJSON", "SessionEnded", "SessionError", "SessionNotFound", "StoreError"),
+    "logs": ("setup_logs",),
     "models": ("ColumnSpec", "EnrichedSessionSummary", "LabelGenerator", "SessionEnricher", "SessionManagementResult", "SessionManagementUrls", "SessionPage", "SessionSummary"),
     "routes.guard": ("active_session", "check_origin", "status_of"),
+    "routes.health": ("init_health_router",),
     "routes.init": ("init_session_manager_routers",),
     "services.management": ("SessionManagementService",),
     "settings": ("Settings", "load_settings"),
+    "stores.backup": ("backup_store",),
     "stores.base": ("open_store",),
     "stores.cjm_import": ("import_cjm",),
+    "stores.examine": ("Finding", "examine_store"),
+    "stores.postgres": ("PostgresSessionStore",),
     "stores.sqlite": ("SQLiteSessionStore",),
+    "stores.transfer": ("transfer_sessions",),
     "utils": ("format_bytes",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 if TYPE_CHECKING:
+    from .core.http_session import clear_expired, session_of, stored_sessions
     from .core.job_session import JobSessionManager
+    from .core.stored_session import StoredSession
     from .core.workflow_session import WorkflowSession
-    from .errors import CookieTooLarge, CorruptState, InvalidInput, NotJSON, SessionError, SessionNotFound, StoreError
+    from .errors import CookieTooLarge, CorruptState, InvalidInput, NotJSON, SessionEnded, SessionError, SessionNotFound, StoreError
+    from .logs import setup_logs
     from .models import ColumnSpec, EnrichedSessionSummary, LabelGenerator, SessionEnricher, SessionManagementResult, SessionManagementUrls, SessionPage, SessionSummary
     from .routes.guard import active_session, check_origin, status_of
+    from .routes.health import init_health_router
     from .routes.init import init_session_manager_routers
     from .services.management import SessionManagementService
     from .settings import Settings, load_settings
+    from .stores.backup import backup_store
     from .stores.base import open_store
     from .stores.cjm_import import import_cjm
+    from .stores.examine import Finding, examine_store
+    from .stores.postgres import PostgresSessionStore
     from .stores.sqlite import SQLiteSessionStore
+    from .stores.transfer import transfer_sessions
     from .utils import format_bytes
 
 def __getattr__(

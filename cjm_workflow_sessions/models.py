@@ -81,6 +81,7 @@ class SessionManagementUrls:
     fork_session: str = "" # POST, session_id: a copy under a new id
     export_session: str = "" # GET, ?session_id=: JSON download
     trash: str = "" # GET: what can be restored
+    events: str = "" # GET: server-sent events, while the page is open; "": it follows nothing
     assets: str = "" # GET, + file name: css and js
     collection: str = "" # POST: moves in the list, below this path
 

@@ -20,7 +20,7 @@ class StrictPolicy:
     async def __call__(self, scope, receive, send):
         async def with_policy(message):
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", b"script-src 'self'")]
+                message["headers"] = [*message["headers"], (b"content-security-policy", b"script-src 'self'; connect-src 'self'")]
             await send(message)
         await self.app(scope, receive, with_policy)
 
@@ -47,6 +47,9 @@ def make_app():
 
     @app.get("/work")
     def work(sess): return f"working on {sess.get('_workflow_session_id:ingest')}"
+
+    @app.get("/both")
+    def both(request): return sessions.render_list(request), second.render_list(request)
 
     @app.get("/login")
     def login(sess, user: str):

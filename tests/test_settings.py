@@ -38,7 +38,8 @@ def test_the_environment_of_the_process_is_read_when_called(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Settings)])
 def test_every_setting_comes_from_every_source(tmp_path, name):
-    other = {"store": "memory:", "flow_id": "x", "prefix": "/s", "host": "::1", "port": 1, "data": Path("d"), "folder": "f", "users": True, "max_files": 9, "idle_days": 3, "trash_hours": 1}[name]
+    other = {"store": "memory:", "flow_id": "x", "prefix": "/s", "host": "::1", "port": 1, "data": Path("d"), "folder": "f", "users": True, "max_files": 9, "idle_days": 3, "trash_hours": 1,
+             "on_network": True, "log_format": "json"}[name]
     file = tmp_path / "s.ini"
     file.write_text(f"[DEFAULT]\n{name} = {other}\n")
     wanted = asdict(Settings()) | {name: other}

@@ -1,4 +1,4 @@
-// The session manager in the browser: keys, wheel, swipe, scroll bar, search, dialogs, messages, fresh times.
+// The session manager in the browser: keys, wheel, swipe, scroll bar, search, dialogs, messages, fresh times, and what others change.
 //
 // The server renders everything; this script only says what the person did. All it needs to know stands in data- attributes, and it writes
 // text by textContent and value, so no label can become markup. One Manager serves one list; a page may hold several.
@@ -20,6 +20,7 @@
       this.listen();
       this.fit();
       this.settled();
+      if (root.dataset.events && window.EventSource) this.live = new Live(this);
     }
 
     get grid() { return byId(`${this.name}-table`); }
@@ -31,8 +32,11 @@
     // ---- requests --------------------------------------------------------------------------------------------------
     // One after another, each with the view that the answer before it left: an answer that was made for ten rows never meets a list of eight.
     // The answer is elements to swap in by id, the new view among them.
-    post(url, values) {
-      const sent = this.turn.then(() => htmx.ajax("POST", url, { source: this.root, swap: "none", values: { view: this.view.value, ...values() } }));
+    post(url, values, quiet = false) {
+      const sent = this.turn.then(() => {
+        this.quiet = quiet; // nobody asked for it, so nobody is told that it failed
+        return htmx.ajax("POST", url, { source: this.root, swap: "none", values: { view: this.view.value, ...values() } });
+      });
       this.turn = sent.catch(() => {}); // htmx reports a failure by an event; the next request goes its way
       return sent;
     }
@@ -62,6 +66,8 @@
       search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => this.search(search.value), 200); });
       search.addEventListener("keydown", (e) => { if (e.key === "ArrowDown" || e.key === "Enter") { e.preventDefault(); this.grid.focus(); } });
       new ResizeObserver(() => this.fit()).observe(byId(`${this.name}-wrapper`));
+      document.addEventListener("htmx:oobBeforeSwap", (e) => this.leave(e.detail.target));
+      document.addEventListener("htmx:oobAfterSwap", () => this.comeBack());
       document.addEventListener("htmx:afterSettle", () => this.settled());
     }
 
@@ -206,17 +212,150 @@
       (dialog.back?.byButton && again ? again : this.grid).focus();
     }
 
-    // ---- after every swap ----------------------------------------------------------------------------------------------
+    // ---- before and after every swap -----------------------------------------------------------------------------------
+    // Focus within a row goes to the same control of the same session in the new rows.
+    leave(target) {
+      const focused = document.activeElement, row = focused?.closest("[data-session]");
+      if (!row || !this.root.contains(row) || !target.contains(row)) return;
+      const control = focused.dataset.act ? `[data-act="${focused.dataset.act}"]` : focused.matches(".wsm-resume") ? ".wsm-resume" : "a";
+      this.left = `[data-session="${CSS.escape(row.dataset.session)}"] ${control}`;
+    }
+
+    comeBack() {
+      if (!this.left) return;
+      (this.grid.querySelector(this.left) ?? this.grid).focus({ preventScroll: true });
+      this.left = null;
+    }
+
     settled() {
       if (!this.root.isConnected) return;
       const grid = this.grid, row = this.row;
       if (row) grid.setAttribute("aria-activedescendant", row.id); else grid.removeAttribute("aria-activedescendant");
-      const total = this.track?.dataset.totalItems;
-      if (total) grid.setAttribute("aria-rowcount", +total + 1);
+      const total = this.track?.dataset.totalItems ?? grid.querySelectorAll("[data-session]").length; // without a bar all are in sight
+      grid.setAttribute("aria-rowcount", +total + 1);
       const url = this.view.dataset.url;
       if (url && url !== location.pathname + location.search && location.pathname === new URL(url, location).pathname) history.replaceState(history.state, "", url);
       if (this.rowHeight() && this.empty) this.fit(); // the first row has come
       this.empty = !this.rowHeight();
+      this.live?.read();
+    }
+  }
+
+  // ---- what others change --------------------------------------------------------------------------------------------
+  // A stream says that sessions have changed; the rows are then asked for, as after any other change. Only a page in sight listens, for a browser opens six
+  // connections to one host in all its tabs. With each stream goes a mark, up to when everything was seen; the server answers with what was missed since.
+  const HELLO_MS = 5000, SILENCE_MS = 40000; // the server says something at once, and then every 15 seconds
+  const POLL_MS = 10000, POLLS = 6; // where no stream gets through; after so many, another is tried
+  const TRIES = 3;
+  const PRESS_MS = 5000; // longer than a click: the button was let go outside the window
+
+  class Live {
+    constructor(manager) {
+      this.manager = manager;
+      this.root = manager.root;
+      this.failures = 0;
+      this.readAt = 0; // microseconds: the rows are not older
+      this.toldAt = 0; // up to when nothing else has changed
+      this.changedAt = 0; // when something was last said to have changed
+      this.read();
+      document.addEventListener("visibilitychange", () => this.follow());
+      window.addEventListener("pagehide", () => this.stop());
+      window.addEventListener("pageshow", () => this.follow());
+      window.addEventListener("pointerdown", (e) => { this.pressedAt = this.root.contains(e.target) ? performance.now() : -Infinity; }, true);
+      for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, () => { this.pressedAt = -Infinity; }, true);
+      this.follow();
+    }
+
+    get mark() { return [Math.max(this.readAt, this.toldAt), ...(this.count ? [this.count] : [])].join("."); }
+    say(state) { this.root.dataset.live = state; } // "on", "polling" or "off", for those who style or test the page
+
+    read() { // what an answer says of its rows
+      const [at, count] = (this.manager.view.dataset.since ?? "").split(".");
+      if (+at > this.readAt) [this.readAt, this.count] = [+at, count];
+    }
+
+    // ---- the stream ------------------------------------------------------------------------------------------------
+    follow() {
+      if (document.hidden || !this.root.isConnected) return this.stop();
+      if (this.source || this.refused) return;
+      clearTimeout(this.later);
+      if (this.again && !this.count) this.soon(); // a search has no count, without which the server cannot tell that a session was restored
+      this.again = true;
+      const source = this.source = new EventSource(`${this.root.dataset.events}?since=${this.mark}`);
+      source.addEventListener("beat", (e) => {
+        if (!this.root.isConnected) return this.stop(); // the host has put something else in its place
+        if (this.changedAt <= this.readAt) this.toldAt = Math.max(this.toldAt, +e.lastEventId);
+        this.failures = 0;
+        this.say("on");
+        this.expect(SILENCE_MS);
+      });
+      source.addEventListener("change", (e) => {
+        this.expect(SILENCE_MS);
+        if (JSON.parse(e.data).sessions?.every(([id, at]) => this.shows(id, at))) return;
+        this.changedAt = Math.max(this.changedAt, +e.lastEventId);
+        this.soon();
+      });
+      source.addEventListener("error", () => this.lost());
+      this.expect(HELLO_MS);
+    }
+
+    expect(ms) {
+      clearTimeout(this.watchdog);
+      this.watchdog = setTimeout(() => this.lost(), ms);
+    }
+
+    refuse() { // nobody is signed in any more
+      this.refused = true;
+      this.stop();
+    }
+
+    stop() {
+      this.source?.close();
+      this.source = null;
+      for (const timer of [this.watchdog, this.later, this.timer]) clearTimeout(timer);
+      this.timer = null;
+      this.say("off");
+    }
+
+    lost() { // the browser would come back by itself, but with the mark of the first time
+      this.stop();
+      if (document.hidden || !this.root.isConnected) return;
+      this.failures += 1;
+      if (this.failures < TRIES) this.later = setTimeout(() => this.follow(), 1000 * (this.failures + Math.random()));
+      else this.poll(POLLS);
+    }
+
+    async poll(left) {
+      this.say("polling");
+      if (left === 0) return this.follow();
+      const before = this.readAt;
+      await this.refresh();
+      if (document.hidden || !this.root.isConnected || this.source || this.refused) return;
+      const back = this.away && this.readAt > before; // the server answers again
+      this.away = this.readAt === before;
+      this.later = setTimeout(() => this.poll(back ? 0 : left - 1), POLL_MS * (0.9 + 0.2 * Math.random()));
+    }
+
+    // ---- the rows --------------------------------------------------------------------------------------------------
+    // A write of this tab comes back as an event, after the answer that shows it.
+    shows(id, at) {
+      const time = this.root.querySelector(`[data-session="${CSS.escape(id)}"] time`)?.dateTime;
+      return Boolean(time && at) && at <= this.readAt && Date.parse(`${time.slice(0, 19)}Z`) * 1000 + +time.slice(20, 26) === at;
+    }
+
+    soon() { // at most once a second, and not all browsers at the same moment
+      this.timer ??= setTimeout(() => this.refresh(), Math.max(0, (this.refreshedAt ?? 0) + 1000 - performance.now()) + 300 * Math.random());
+    }
+
+    async refresh() {
+      this.timer = null;
+      if (document.hidden || !this.root.isConnected) return; // the mark stays behind, so the server will say it again
+      if (performance.now() - this.pressedAt < PRESS_MS) { this.timer = setTimeout(() => this.refresh(), 100); return; } // a click is not torn apart
+      this.refreshedAt = performance.now();
+      const rows = () => (this.manager.empty ? {} : { selected: this.manager.row?.dataset.session ?? "" });
+      try { await this.manager.post(`${this.root.dataset.moves}/refresh`, rows, true); }
+      catch { /* htmx reports it; the next event or poll tries again */ }
+      if (this.root.isConnected) this.read();
     }
   }
 
@@ -300,6 +439,11 @@
   document.addEventListener("htmx:beforeSwap", (e) => {
     const manager = managers.find((m) => m.root === e.detail.requestConfig?.elt);
     if (!manager || e.detail.xhr.status < 400) return;
+    if (manager.quiet) {
+      e.detail.shouldSwap = e.detail.isError = false;
+      if ([401, 403].includes(e.detail.xhr.status)) manager.live.refuse();
+      return;
+    }
     e.detail.shouldSwap = /hx-swap-oob/.test(e.detail.serverResponse);
     e.detail.isError = false;
     for (const form of document.querySelectorAll("form[data-send]")) if (form.sending) form.failed = true;
@@ -307,7 +451,7 @@
   });
   document.addEventListener("htmx:sendError", (e) => {
     const manager = managers.find((m) => m.root === e.detail.elt);
-    if (!manager) return;
+    if (!manager || manager.quiet) return;
     for (const form of document.querySelectorAll("form[data-send]")) if (form.sending) form.failed = true;
     say(manager, "The server cannot be reached. Nothing was changed; try again.");
   });

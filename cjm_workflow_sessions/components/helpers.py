@@ -80,7 +80,7 @@ def render_time(
     "Show how long ago `ts` was."
     moment = parse_sqlite_timestamp(ts)
     if moment is None: return FT("span", (format_relative_time(ts),), {})
-    utc = f"{moment.isoformat(timespec='seconds')[:19]}Z"
+    utc = f"{moment.isoformat(timespec='microseconds')[:26]}Z"   # in full: by it the page knows a write that it shows already
     return FT("time", (format_relative_time(ts),), {"datetime": utc, "data-ago": True})
 
 # %% ../../nbs/components/helpers.ipynb #6fb79243

@@ -201,6 +201,7 @@ def render_session_list(
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
     view: str = "{}", # View of this tab as JSON
     page_url: str = "", # Path with the view as query; the script keeps it in the address bar
+    since: str|None = None, # When the rows were read, as a `Mark`
     search: str = "", # Text the list is searched for
     hours: int = 24, # How long a deleted session is kept
 ) -> FT: # `<section>`
@@ -210,7 +211,7 @@ def render_session_list(
     return Section(
         render_session_toolbar(mgmt_urls, vc_state.total_items, search=search, html_ids=html_ids),
         render_collection(window, vc_config, vc_state, vc_ids, render_cell, empty),
-        render_view(view, page_url, html_ids=html_ids),
+        render_view(view, page_url, since=since, html_ids=html_ids),
         Form(id=html_ids.RESUME_FORM, action=mgmt_urls.resume_session, method="post"),
         render_rename_modal(mgmt_urls, html_ids.RENAME_MODAL, html_ids.RENAME_INPUT),
         render_delete_modal(mgmt_urls, html_ids, hours=hours),
@@ -221,6 +222,7 @@ def render_session_list(
         data_wsm=html_ids.VIEW_STATE,
         data_list=vc_ids.prefix,
         data_moves=mgmt_urls.collection,
+        data_events=mgmt_urls.events or None,
         data_search=html_ids.SEARCH_INPUT,
         data_alerts=html_ids.ALERT_AREA,
         data_rename=html_ids.RENAME_MODAL,
@@ -232,11 +234,12 @@ def render_view(
     view: str, # View of this tab as JSON
     page_url: str, # Path with the view as query
     *,
+    since: str|None = None, # When the whole window was read, as a `Mark`; None: it was not
     oob: bool = False, # As part of an answer
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
 ) -> FT: # `<input type="hidden">`
     "Carry the view of a tab from answer to request."
-    return Hidden(view, id=html_ids.VIEW_STATE, name="view", data_url=page_url, hx_swap_oob="true" if oob else None)
+    return Hidden(view, id=html_ids.VIEW_STATE, name="view", data_url=page_url, data_since=since, hx_swap_oob="true" if oob else None)
 
 def render_empty_list(
     urls: SessionManagementUrls, # Paths of the manager's routes

@@ -18,7 +18,7 @@ import uvicorn
 from fasthtml.common import Beforeware, FastHTML, Link, Meta, Middleware, Request, Response
 
 from .. import ColumnSpec, InvalidInput, SessionError, SessionManagementService, Settings
-from .. import check_origin, init_session_manager_routers, load_settings, open_store, status_of
+from .. import check_origin, init_health_router, init_session_manager_routers, load_settings, open_store, setup_logs, status_of
 from . import flow, pages
 from .files import make_samples
 from .handlers import Demo, answer, demo_of, need_name, router, user_of
@@ -59,7 +59,7 @@ def make_app(
     "Make the demo. Raises `InvalidInput`, `StoreError`."
     settings = settings or load_settings()
     prepare(settings)
-    store = open_store(settings.store_url)
+    store = open_store(settings.store_url, on_network=settings.on_network)
     service = SessionManagementService(store, settings.flow_id, flow.columns, flow.label, trash_s=settings.trash_s)
     get_owner = user_of if settings.users else None
     sessions = init_session_manager_routers(
@@ -82,12 +82,12 @@ def make_app(
         exception_handlers={SessionError: problem, RecursionError: too_deep, 404: missing},
         middleware=[Middleware(SecurityHeaders, csp=policy(hdrs))])
     app.state.demo = Demo(settings, service, sessions)
-    for each in (*sessions.routers, router): each.to_app(app)
+    for each in (*sessions.routers, router, init_health_router(store)): each.to_app(app)
     return app
 
 def before(settings: Settings) -> list: # What every request passes first
     def same_origin(request: Request) -> None: check_origin(request)
-    open_paths = ["/sign-in", rf"{re.escape(settings.prefix.rstrip('/'))}/assets/.*"]
+    open_paths = ["/sign-in", "/health/.*", rf"{re.escape(settings.prefix.rstrip('/'))}/assets/.*"]
     return [same_origin, *([Beforeware(need_name, skip=open_paths)] if settings.users else [])]
 
 def prepare(settings: Settings) -> None:
@@ -107,8 +107,9 @@ def serve(
     ready: Callable[[str], Any], # Called with the address once requests are accepted, such as "http://127.0.0.1:5001"
 ) -> None:
     "Run the demo until it is told to stop. Raises `InvalidInput`, `StoreError`."
+    setup_logs(settings.log_format, loggers=("cjm_workflow_sessions", "uvicorn"))
     with listen(settings.host, settings.port) as listener:
         app = make_app(settings)
         host, port = listener.getsockname()[:2]
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None, timeout_graceful_shutdown=2)).run(sockets=[listener])

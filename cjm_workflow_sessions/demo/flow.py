@@ -191,7 +191,7 @@ def process(
             rows, since = [], time.monotonic()
         if save(service, session_id, run, rows): service.set_current_step(session_id, "review")
     except SessionError as e:   # deleted, or the store is out of reach; what was saved is kept
-        log.warning("reading for session %s ended: %s", session_id[:8], e)
+        log.warning("reading for session %s ended: %s", session_id[:8], type(e).__name__, extra={"flow": service.flow_id, "session": session_id[:8]})
 
 def save(
     service: SessionManagementService, # Of the person whose session it is

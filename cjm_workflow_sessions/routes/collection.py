@@ -23,7 +23,9 @@ from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, SessionManagementUrls, SessionPage
 from .guard import Guard, Visit
 from .view import MAX_ROWS, View, apply_moves, parse_moves
+from ..services.changes import Mark
 from ..services.management import SessionManagementService
+from ..utils import now_us
 
 # %% ../../nbs/routes/collection.ipynb #fa99a9a3
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ class SessionList:
     def window(self,
         service: SessionManagementService, # Bound to the one who asks
         view: View, # Of the tab
-    ) -> tuple[Window, VirtualCollectionState, View]: # Rows shown, the place clamped to the list, the view to send back
+    ) -> tuple[Window, VirtualCollectionState, View, str]: # Rows shown, the place clamped to the list, the view to send back, when it was read
         "Read the rows of a window."
-        total = service.count(view.search)
+        read_at, total = now_us(), service.count(view.search)
         state = view.state(total)
         page = self.read(service, view, total, state.window_start, state.visible_rows)
-        return Window(page.rows, state.window_start, total), state, view.after(state, page.anchor)
+        mark = Mark(read_at, None if view.search else total)
+        return Window(page.rows, state.window_start, total), state, view.after(state, page.anchor), mark.text()
 
     def cell(self, active: str|None) -> Callable:
         return create_session_cell_renderer(self.urls, lambda: active, self.get_step_title, html_ids=self.html_ids)
@@ -84,13 +87,14 @@ class SessionList:
         active: str|None, # Session this browser works in
     ) -> Any: # `<section>`
         "Render toolbar, list and dialogs."
-        window, state, view = self.window(service, view)
+        window, state, view, since = self.window(service, view)
         return render_session_list(
             window, self.config, state, self.ids, VirtualCollectionButtonIds(self.html_ids.VC_PREFIX), VirtualCollectionUrls(),
             self.urls, self.cell(active),
             html_ids=self.html_ids,
             view=view.text(),
             page_url=self.urls.management_page + view.query(),
+            since=since,
             search=view.search,
             hours=service.trash_s // 3600)
 
@@ -100,12 +104,28 @@ class SessionList:
         active: str|None, # Session this browser works in
     ) -> tuple: # OOB elements
         "Render the list after rows came, went or changed their order; the tab keeps its place."
-        window, state, view = self.window(service, view)
+        window, state, view, since = self.window(service, view)
         def empty() -> Any: return render_empty_list(self.urls, search=view.search)
         return (
             *render_changed(window, self.config, state, self.ids, self.cell(active), empty),
             render_count(window.total, search=view.search, oob=True, html_ids=self.html_ids),
-            self.render_view(view))
+            self.render_view(view, since))
+
+    def refreshed(self,
+        service: SessionManagementService, # Bound to the one who asks
+        view: View, # Of the tab
+        active: str|None, # Session this browser works in
+        selected: str, # Session at the cursor; "" if the cursor is out of sight
+    ) -> tuple: # OOB elements
+        "Render the rows anew and leave everything around them; the cursor goes with its session while that is in sight."
+        window, state, view, since = self.window(service, view)
+        if not window.rows: return self.changed(service, view, active)
+        place = next((i for i, row in enumerate(window.rows) if row.summary.session_id == selected), None)
+        if place is not None: state.cursor_index = window.start + place
+        return (
+            *render_move(window, self.config, state, self.ids, self.cell(active)),
+            render_count(window.total, search=view.search, oob=True, html_ids=self.html_ids),
+            self.render_view(view.after(state, view.anchor), since))
 
     def moved(self,
         service: SessionManagementService, # Bound to the one who asks
@@ -130,8 +150,8 @@ class SessionList:
         moved = render_move(window, self.config, state, self.ids, self.cell(active), old_cursor)
         return (*moved, self.render_view(view))
 
-    def render_view(self, view: View) -> Any:
-        return render_view(view.text(), self.urls.management_page + view.query(), oob=True, html_ids=self.html_ids)
+    def render_view(self, view: View, since: str|None = None) -> Any:
+        return render_view(view.text(), self.urls.management_page + view.query(), since=since, oob=True, html_ids=self.html_ids)
 
 # %% ../../nbs/routes/collection.ipynb #87591ddc
 def collection_actions(
@@ -160,6 +180,9 @@ def collection_actions(
         view = replace(sessions.view(visit.data), search=visit.text("search", ""), start=0, cursor=0, anchor=None)
         return changed(visit, View.read(view.text(), sessions.columns))   # `read` cleans the text
     def refresh(visit: Visit) -> Response:
-        "Show the list as it is now."
-        return changed(visit, sessions.view(visit.data))
+        "Show the list as it is now; with `selected`, for a list that shows rows already."
+        view = sessions.view(visit.data)
+        if "selected" not in visit.data: return changed(visit, view)
+        selected = visit.text("selected", limit=200)
+        return guard.parts(*sessions.refreshed(visit.service, view, visit.active, selected))
     return {f.__name__: f for f in (move, update_viewport, sort, search, refresh)}

@@ -20,6 +20,7 @@ from ..html_ids import SessionManagerHtmlIds
 from ..models import ColumnSpec, SessionManagementResult, SessionManagementUrls
 from .assets import asset_tags
 from .collection import SessionList, collection_actions
+from .events import events_handler
 from .guard import FormRouter, Guard, Visit, set_active_session
 from .sessions import fill_urls, init_session_router, quoted, render_undo
 from .view import View
@@ -114,6 +115,7 @@ def init_session_manager_routers(
     router, routes = init_session_router(
         service, prefix, urls, workflow_url, refresh_items, refresh_items, render_page, render_list,
         guard=guard, page_title=page_title, get_step_title=get_step_title, column_specs=list(specs))
+    routes["events"] = router(urls.events, methods=["GET"], name=f"{ids.prefix}_events")(events_handler(guard))
     moves = FormRouter(prefix=urls.collection)
     for name, action in collection_actions(guard, listed).items():
         register = moves(f"/{name}", methods=["POST"], name=f"{ids.prefix}_vc_{name}")

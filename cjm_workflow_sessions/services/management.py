@@ -406,5 +406,6 @@ REFRESHED = 10_000 # Sessions whose title and fields one request recomputes
 CHECKED_BYTES = 256 * 1024 # Without callbacks a state is read only to see that it can be; a larger one is not
 
 def _log_failure(callback: str, summary: SessionSummary) -> str: # For the row
-    log.exception("the host's %s failed for session %s", callback, summary.session_id[:8])
+    log.exception("the host's %s failed for session %s", callback, summary.session_id[:8],
+                  extra={"flow": summary.flow_id, "session": summary.session_id[:8]})
     return f"The {callback} of this app failed for this session; see the log"

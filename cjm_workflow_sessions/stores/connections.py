@@ -26,6 +26,8 @@ def explain(
     code, text = getattr(error, "sqlite_errorname", ""), str(error)
     if text.startswith(("no such table", "no such column")):
         return StoreCorrupt(where, "its tables are missing or are not ours: restore a backup, or choose another path")
+    if text.startswith(("no such module", "no such tokenizer")):
+        return StoreError(where, "it has a search index, which this SQLite cannot write: use one with FTS5, 3.34 or newer, or drop_search_index()")
     return next((kind(where, reason) for prefix, kind, reason in _MEANINGS if code.startswith(prefix)), error)
 
 @contextmanager

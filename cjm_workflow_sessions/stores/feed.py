@@ -69,7 +69,7 @@ def _end(rows: Rows) -> int: # A row with no later time may have been there all 
     return min(at for at, _, _ in rows.values()) if len(rows) == DEPTH else -1
 
 def _outrun(before: Rows, after: Rows) -> bool: # Where there was nothing before, the counts say whose all of it is
-    return len(after) == DEPTH and bool(before) and all(before.get(row_id) != row for row_id, row in after.items())
+    return bool(before) and len(_come(before, after)) == DEPTH
 
 # %% ../../nbs/stores/feed.ipynb #968e86d7
 class FileFeed:

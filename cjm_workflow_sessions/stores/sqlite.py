@@ -13,6 +13,7 @@ from urllib.parse import quote
 from ..errors import InvalidInput, StoreError, StoreUnavailable
 from .connections import SQLiteConnections, Transaction, fetch
 from .feed import SQLiteFeed
+from .file_system import refuse_network
 from .schema import MIGRATIONS
 from .search import TrigramSearch
 from .sql import Run
@@ -25,6 +26,7 @@ class SQLiteSessionStore(TrigramSearch):
         *,
         synchronous: str = "NORMAL", # "FULL": also a power cut right after a write loses nothing (sqlite.org/pragma.html#pragma_synchronous)
         busy_timeout_s: float = 5.0, # How long a writer waits for another
+        on_network: bool = False, # Whether the file may lie on a network file system: only if one machine alone uses it, and its kernel keeps mapped files coherent
         search_index_at: int|None = 50_000, # A search among more sessions makes the index of titles; None: only `index_search` does
     ):
         "Open the file and bring its tables up to date. Raises `StoreError`."
@@ -37,6 +39,7 @@ class SQLiteSessionStore(TrigramSearch):
         self.search_index_at = search_index_at
         self._db = SQLiteConnections(db_path, busy_timeout_s=busy_timeout_s,
                                      pragmas=(f"synchronous = {synchronous}", "foreign_keys = ON", "cache_size = -16000"))
+        if not self._db.in_memory and not on_network: refuse_network(db_path)
         if not self._db.in_memory: self._make_folder()
         if self._version() == MIGRATIONS[-1].number: return   # nothing to write, so nobody to wait for
         if not self._db.in_memory: self._use_wal(busy_timeout_s)
