@@ -62,9 +62,17 @@ class Server:
         "End every process of the server at once, as a power switch does."
         with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
+        while _is_open(self.port): time.sleep(0.005)   # its workers may take a moment longer
 
     def __enter__(self): return self
     def __exit__(self, *_): self.kill()
+
+
+def _is_open(port):
+    try: socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except ConnectionRefusedError: return False
+    except OSError: return True
+    return True
 
 
 def free_port():

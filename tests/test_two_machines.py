@@ -1,11 +1,13 @@
-"""A person works through a load balancer on two servers of two processes each, while one of them is killed and comes back."""
+"""Two servers of two processes each on one PostgreSQL: work through a load balancer while servers are killed, and lists that follow each other."""
 
+import asyncio
 from contextlib import closing
 
 import pytest
 from playwright.sync_api import expect
 
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
+from changes_support import Stream, check_each_sees_the_other, mark_of, open_live, run
 from proxy_support import RoundRobin
 from store_support import FLOW, check
 from support import Server
@@ -92,3 +94,26 @@ def test_nothing_is_lost_while_servers_are_killed_and_come_back(machines, url, v
         for session_id in made.values(): assert store.get_state(FLOW, session_id) == {f"key {i}": f"value of key {i}" for i in range(KEYS)}
         assert store.rows("SELECT count(*) FROM wfs_http_session") == [(1,)]
     check(url)
+
+
+def test_a_rename_on_one_machine_appears_on_the_other_within_two_seconds(machines, url, visitor):
+    with closing(PostgresSessionStore(url)) as store: session_id = store.create_session(FLOW, label="First")
+    pages = [open_live(visitor(), server.url) for server in machines for _ in range(2)]
+    for other in pages[1:]: check_each_sees_the_other(pages[0], other, session_id)
+
+
+def test_two_hundred_browsers_cost_the_database_next_to_nothing(postgres, url):
+    with Server("two_machines_app:make_app", STORE=url) as server, closing(PostgresSessionStore(url)) as store:
+        async def watch():
+            mark = mark_of(server.url)
+            streams = [await Stream.open(server.url, mark) for _ in range(200)]
+            for stream in streams: await stream.next("beat")
+            await asyncio.sleep(1)
+            before = await asyncio.to_thread(postgres.statements)
+            await asyncio.sleep(4)
+            asked = await asyncio.to_thread(postgres.statements) - before
+            created = await asyncio.to_thread(store.create_session, FLOW)
+            assert [await stream.change() for stream in streams] == [[created]] * 200
+            for stream in streams: stream.close()
+            return asked
+        assert run(watch()) <= 5 * 4
