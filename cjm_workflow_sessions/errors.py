@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SessionError', 'SessionNotFound', 'SessionExists', 'InvalidInput', 'NotJSON', 'NotSignedIn', 'CrossOrigin',
            'CookieTooLarge', 'SessionEnded', 'StoreError', 'StoreUnavailable', 'StoreReadOnly', 'StoreCorrupt',
-           'StoreTooNew', 'CorruptState']
+           'StoreTooNew', 'CorruptState', 'JobNotFound', 'JobConflict']
 
 # %% ../nbs/errors.ipynb #c817cfa4
 class SessionError(Exception):
@@ -119,3 +119,22 @@ class CorruptState(SessionError):
     ):
         super().__init__(f"session {session_id[:36]!r}: the stored value of {key!r} is damaged; write the key again or restore a backup")
         self.session_id, self.key = session_id, key
+
+# %% ../nbs/errors.ipynb #e8613fcf
+class JobNotFound(SessionError, LookupError):
+    "Raised when a job does not exist, was cleaned up, or belongs to somebody else."
+    def __init__(self,
+        job_id: str, # As asked for; shortened in the message
+    ):
+        super().__init__(f"job {job_id[:36]!r} not found: it may have been deleted or cleaned up; choose one from the list")
+        self.job_id = job_id
+
+class JobConflict(SessionError):
+    "Raised when a job is in a status in which it cannot do what was asked; nothing was changed."
+    def __init__(self,
+        job_id: str, # The job
+        status: str, # As it is
+        advice: str, # What cannot be done, and what to do, as the end of a sentence
+    ):
+        super().__init__(f"job {job_id[:36]!r} is {status}: {advice}")
+        self.job_id, self.status = job_id, status

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'NOT_KNOWN', 'MAX_DEPTH', 'now_us', 'us_to_text', 'text_to_us', 'parse_sqlite_timestamp',
            'format_relative_time', 'format_absolute_datetime', 'format_bytes', 'default_label', 'sort_text', 'showable',
-           'is_blank', 'step_title', 'dump_json']
+           'say_error', 'is_blank', 'step_title', 'dump_json']
 
 # %% ../nbs/utils.ipynb #ec8a6723
 import json
@@ -121,6 +121,14 @@ def showable(
 ) -> str: # With "?" for each character that is none
     "Make text that every page and every database takes."
     return text.replace("\x00", "?").encode("utf-8", "replace").decode()
+
+# %% ../nbs/utils.ipynb #f98a9248
+def say_error(
+    error: BaseException, # From a function of the host
+) -> str: # At most 500 characters
+    "Name the error and what it says."
+    text = str(error).strip()
+    return showable(f"{type(error).__name__}: {text}" if text else type(error).__name__)[:500]
 
 # %% ../nbs/utils.ipynb #c0014a54
 def is_blank(

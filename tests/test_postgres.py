@@ -1,6 +1,8 @@
 """What only a PostgreSQL server can do to a store: refuse it, go away, come back, and tell of changes."""
 
+import contextlib
 import http.client
+import os
 import random
 import subprocess
 import sys
@@ -17,10 +19,10 @@ from playwright.sync_api import expect
 from cjm_workflow_sessions.errors import InvalidInput, StoreError, StoreReadOnly, StoreTooNew, StoreUnavailable
 from cjm_workflow_sessions.models import SessionSummary
 from cjm_workflow_sessions.stores.base import Changed, Order, Shown, open_store
-from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
+from cjm_workflow_sessions.stores.postgres import LOCK, PostgresSessionStore
 from cjm_workflow_sessions.utils import now_us, us_to_text
 from postgres_support import Cluster, find_programs
-from store_support import FLOW, check, in_threads
+from store_support import FLOW, check, in_threads, together
 from support import Server
 
 
@@ -209,6 +211,157 @@ def test_threads_that_delete_and_restore_one_another_never_wait_for_ever(url):
     check(url)
 
 
+def test_a_lost_connection_is_not_taken_for_a_commit(postgres, store):
+    store.create_session(FLOW, "s1", state={"n": 0})
+    with pytest.raises(StoreUnavailable):
+        with store.edit_state(FLOW, "s1") as state:
+            state["n"] = 1
+            ((pid,),) = store.rows("SELECT pg_backend_pid()")
+            with postgres.admin() as db: db.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            with contextlib.suppress(StoreError): store.count_sessions(FLOW)   # as a host's own code might
+    assert store.get_state(FLOW, "s1") == {"n": 0}
+
+def test_closing_in_another_thread_leaves_a_transaction_whole(store):
+    store.create_session(FLOW, "s1", state={"n": 0})
+    with pytest.raises(RuntimeError):
+        with store.edit_state(FLOW, "s1"):
+            in_threads(store.close, lambda: store.get_state(FLOW, "s1"))
+            store.update_state(FLOW, "s1", {"inner": 1})
+            store.create_session(FLOW, "s9")
+            raise RuntimeError
+    assert store.get_state(FLOW, "s1") == {"n": 0} and not store.session_exists(FLOW, "s9")
+
+def leave_in_a_fork(url):
+    store = PostgresSessionStore(url)
+    answers = []
+    with store.edit_state(FLOW, "s1") as state:
+        state["from parent"] = 1
+        ours, theirs = os.pipe()
+        if (pid := os.fork()) == 0:
+            said = b"acknowledged"
+            try:
+                with contextlib.suppress(GeneratorExit):
+                    store.update_state(FLOW, "s1", {"from child": 1})
+            except StoreError: said = b"refused"
+            finally:
+                os.write(theirs, said)
+                os._exit(0)
+        os.waitpid(pid, 0)
+        answers.append(os.read(ours, 100))
+    return answers[0]
+
+def test_a_fork_within_a_write_does_not_speak_for_its_parent(store, url):
+    store.create_session(FLOW, "s1")
+    assert together((leave_in_a_fork, url)) == [b"refused"]
+    assert store.get_state(FLOW, "s1") == {"from parent": 1}
+
+def test_who_comes_first_is_served_first(url):
+    "With two connections and forty callers nobody is turned away while all are served within their patience."
+    with closing(PostgresSessionStore(url, max_connections=2, patience_s=20)) as store:
+        served = []
+        def call():
+            for _ in range(5):
+                store.rows("SELECT pg_sleep(0.005)")
+                served.append(threading.get_ident())
+        in_threads(*[call] * 40)
+    assert len(served) == 200
+    last = {thread: i for i, thread in enumerate(served)}
+    assert min(last.values()) > 100   # nobody had all its turns before the others
+
+def test_a_change_may_have_more_keys_than_a_statement_has_room_for(store, url):
+    many = {f"k{i}": i for i in range(70_000)}
+    store.create_session(FLOW, "s1")
+    store.update_state(FLOW, "s1", many)
+    store.change_session(FLOW, "s1", updates={"k0": "changed"}, remove=list(many)[1:])
+    assert store.get_state(FLOW, "s1") == {"k0": "changed"}
+    assert store.get_states(FLOW, [f"s{i}" for i in range(70_000)]).keys() == {"s1"}
+    check(url)
+
+def insert_many(url, ids, barrier):
+    with closing(PostgresSessionStore(url)) as store:
+        barrier.wait(60)
+        return store.insert_sessions(((SessionSummary(FLOW, i, None, None, us_to_text(1), us_to_text(1), 2), {"a": 1}) for i in ids), skip_existing=True)
+
+def test_bulk_inserts_of_the_same_ids_do_not_wait_for_each_other_in_a_circle(store, url):
+    ids = [f"s{i}" for i in range(2000)]
+    made = []
+    barrier = threading.Barrier(2)
+    in_threads(lambda: made.append(insert_many(url, ids, barrier)), lambda: made.append(insert_many(url, ids[::-1], barrier)))
+    assert sum(made) == 2000
+    check(url)
+
+def test_arguments_that_make_no_sense_are_named():
+    for bad in (dict(patience_s=0), dict(patience_s=-1), dict(patience_s=float("inf")), dict(patience_s="5"), dict(max_connections=0), dict(max_connections="3")):
+        with pytest.raises(InvalidInput, match=next(iter(bad))): PostgresSessionStore("postgresql://db/app", **bad)
+
+
+# -- schemas -------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["ä" * 31, "日" * 21, 'Quoted "Name"', "a" * 63, "UPPER"])
+def test_a_schema_may_have_any_name(postgres, name):
+    quoted = '"' + name.replace('"', '""') + '"'
+    with postgres.admin() as db: db.execute(f"CREATE SCHEMA {quoted}")
+    url = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?options=" + quote("-csearch_path=" + quoted.replace(" ", "\\ ") + ",public")
+    with closing(PostgresSessionStore(url)) as store, closing(store.open_feed()) as feed:
+        feed.poll([FLOW])
+        store.create_session(FLOW, "s1")
+        assert [c.session_id for c in arrived(feed, [FLOW], 1)] == ["s1"]
+
+def test_stores_in_two_schemas_hear_nothing_of_each_other(postgres):
+    with closing(PostgresSessionStore(postgres.fresh_url())) as one, closing(PostgresSessionStore(postgres.fresh_url())) as other, closing(one.open_feed()) as feed:
+        feed.poll([FLOW])
+        other.create_session(FLOW, "theirs")
+        one.create_session(FLOW, "ours")
+        assert [c.session_id for c in arrived(feed, [FLOW], 1)] == ["ours"]
+
+def test_tables_of_a_schema_further_on_are_not_taken(postgres, store, url):
+    with postgres.admin() as db: db.execute("CREATE SCHEMA IF NOT EXISTS comes_first")
+    theirs = url.rpartition("%3D")[2].partition("%2C")[0]
+    with pytest.raises(StoreError, match="search_path"): PostgresSessionStore(postgres.in_schema(f"comes_first,{theirs}"))
+
+def test_a_session_may_be_deleted_by_hand_from_elsewhere(postgres, store, url):
+    store.create_session(FLOW, "s1")
+    schema = url.rpartition("%3D")[2].partition("%2C")[0]
+    with postgres.admin() as db: assert db.execute(f"DELETE FROM {schema}.wfs_session").rowcount == 1
+
+def test_the_index_of_titles_can_be_made_later(store):
+    assert store.search_state() == "ready"
+    store.rows("DROP INDEX wfs_session_search")
+    assert store.search_state() == "none"
+    store.index_search()
+    assert store.search_state() == "ready"
+
+@pytest.mark.parametrize("option", ["-cclient_encoding=SQL_ASCII", "-cclient_encoding=LATIN1", "-cstandard_conforming_strings=off", "-cdefault_transaction_isolation=serializable"])
+def test_settings_of_the_role_do_not_matter(postgres, url, option):
+    with closing(PostgresSessionStore(url + quote(f" {option}"))) as store:
+        store.create_session(FLOW, "s1", "日本 \\ 50%_")
+        store.update_state(FLOW, "s1", {"é\\": "日"})
+        assert [s.label for s in store.page_sessions(FLOW, search="本 \\ 50%_").rows] == ["日本 \\ 50%_"] and store.get_state(FLOW, "s1") == {"é\\": "日"}
+
+def test_a_transaction_that_stands_still_too_long_is_named(url):
+    with closing(PostgresSessionStore(url + quote(" -cidle_in_transaction_session_timeout=100"))) as store:
+        store.create_session(FLOW, "s1", state={"n": 0})
+        with pytest.raises(StoreUnavailable):
+            with store.edit_state(FLOW, "s1") as state:
+                state["n"] = 1
+                time.sleep(0.5)
+        assert store.get_state(FLOW, "s1") == {"n": 0}
+
+def test_a_start_waits_for_a_migration_that_takes_long(postgres):
+    url = postgres.fresh_url()
+    with postgres.admin() as db:
+        db.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+        opened = []
+        starter = threading.Thread(target=lambda: opened.append(PostgresSessionStore(url, patience_s=0.2)))
+        starter.start()
+        time.sleep(0.6)
+        assert not opened
+        db.execute("SELECT pg_advisory_unlock(%s)", (LOCK,))
+        starter.join(30)
+    opened[0].create_session(FLOW)
+    opened[0].close()
+
+
 # -- changes ------------------------------------------------------------------------------------------------------------------
 
 def arrived(feed, flows, n):
@@ -244,6 +397,13 @@ def test_what_nobody_did_is_not_told(store):
         store.create_session(FLOW, "last")
         assert [c.session_id for c in arrived(feed, [FLOW], 1)] == ["last"]
 
+def test_what_others_send_on_the_channel_hurts_nothing(postgres, store, url):
+    with closing(store.open_feed()) as feed, postgres.admin() as db:
+        feed.poll([FLOW])
+        (channel,) = feed.connection.execute("SELECT * FROM pg_listening_channels()").fetchone()
+        for payload in ("hello", "7", "[1,2,3,4,5,6]"): db.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        assert arrived(feed, [FLOW], 1) == [Changed()]
+
 def test_a_change_whose_names_are_too_long_is_told_without_them(store):
     with closing(store.open_feed()) as feed:
         feed.poll([FLOW])
@@ -259,12 +419,22 @@ def test_a_store_lives_through_a_restart(own_server):
         in_threads(*[lambda: store.get_state(FLOW, "s1")] * 4)
         feed = store.open_feed()
         for mode in ("fast", "immediate"):
+            leave, inside = threading.Event(), threading.Event()
+            def hold():   # a connection in use must not make the others believe in a queue
+                with contextlib.suppress(StoreError), store.edit_state(FLOW, "s1"):
+                    inside.set()
+                    leave.wait(30)
+            holder = threading.Thread(target=hold)
+            holder.start()
+            inside.wait(30)
             own_server.stop(mode)
             with pytest.raises(StoreUnavailable): feed.poll([FLOW])
             for call in (lambda: store.get_state(FLOW, "s1"), lambda: store.update_state(FLOW, "s1", {"lost": 1}), store.check, store.open_feed):
                 began = time.monotonic()
                 with pytest.raises(StoreUnavailable, match="does not answer"): call()
                 assert time.monotonic() - began < 4   # not the patience for a busy server
+            leave.set()
+            holder.join(30)
             own_server.start()
             in_threads(*[lambda: store.get_state(FLOW, "s1")] * 8)
             with store.edit_state(FLOW, "s1") as state: state["n"] += 1

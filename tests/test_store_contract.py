@@ -3,10 +3,13 @@
 A test that a store cannot pass says so by `cannot`, with the reason.
 """
 
+import asyncio
+import contextvars
 import json
 import random
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,7 +18,7 @@ from typing import Any, Callable
 import pytest
 from cjm_workflow_state.state_store import SQLiteWorkflowStateStore
 
-from cjm_workflow_sessions.errors import CorruptState, InvalidInput, NotJSON, SessionExists, SessionNotFound
+from cjm_workflow_sessions.errors import CorruptState, InvalidInput, NotJSON, SessionExists, SessionNotFound, StoreError
 from cjm_workflow_sessions.stores.base import ORDER_COLUMNS, Order, SessionStore, Shown
 from cjm_workflow_sessions.stores.cjm import CjmStore
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
@@ -1156,3 +1159,68 @@ def test_creating_and_deleting_in_threads_keeps_the_counts(store):
     in_threads(*map(job, range(6)))
     for scope in ({}, {"owner": "o0"}, {"owner": "o1"}, {"in_trash": True}): assert store.count_sessions(FLOW, **scope) == len(whole(store, **scope))
     assert store.count_sessions(FLOW) == 6 * 7 and store.list_flows() == {FLOW: 42}
+
+
+# -- a write within a larger one -----------------------------------------------------------------------------------------------
+
+def test_a_part_that_fails_is_taken_back_and_the_rest_is_kept(store):
+    cannot(store, CjmStore, "its library commits each call by itself")
+    for sid in ("s1", "taken"): store.create_session(FLOW, sid, state={"n": 0})
+    new = [replace(store.get_session_summary(FLOW, "s1"), session_id=sid) for sid in ("n1", "n2", "taken")]
+    with store.edit_state(FLOW, "s1") as state:
+        with pytest.raises(SessionExists): store.insert_sessions((s, {"a": 1}) for s in new)
+        store.create_session(FLOW, "inner")
+        state["n"] = 1
+    assert sorted(ids(whole(store))) == ["inner", "s1", "taken"] and store.count_sessions(FLOW) == 3
+    assert store.get_state(FLOW, "s1") == {"n": 1}
+
+def test_coroutines_that_take_turns_do_not_share_a_transaction(store):
+    cannot(store, CjmStore, "its library has no transaction around an edit")
+    for sid in ("s1", "s2"): store.create_session(FLOW, sid, state={"n": 0})
+    told = {}
+    async def edit_one(sid, fails):
+        try:
+            with store.edit_state(FLOW, sid) as state:
+                state["n"] = 1
+                await asyncio.sleep(0.01)
+                if fails: raise RuntimeError
+        except (RuntimeError, StoreError) as e: told[sid] = e
+        else: told[sid] = None
+    async def both(): await asyncio.gather(edit_one("s1", True), edit_one("s2", False))
+    with ThreadPoolExecutor(1) as pool: pool.submit(asyncio.run, both()).result()
+    assert store.get_state(FLOW, "s1") == {"n": 0}
+    assert store.get_state(FLOW, "s2") == {"n": 0 if told["s2"] else 1}   # refused, or kept: never acknowledged and lost
+    with store.edit_state(FLOW, "s2") as state: state["n"] = 5
+    assert store.get_state(FLOW, "s2") == {"n": 5}
+
+def test_a_generator_that_is_resumed_elsewhere_harms_nobody(store):
+    "A streamed answer takes its parts in whichever thread is free, between the requests that the thread serves."
+    cannot(store, CjmStore, "its library has no transaction around an edit")
+    for sid in ("s1", "s2"): store.create_session(FLOW, sid, state={"n": 0})
+    def stream():
+        with store.edit_state(FLOW, "s1") as state:
+            state["n"] += 1
+            yield
+    streams = stream()
+    def in_thread(job):
+        with ThreadPoolExecutor(1) as pool: return pool.submit(contextvars.copy_context().run, job).result()
+    if isinstance(store, SQLiteSessionStore) and store.where == ":memory:": pytest.skip("memory is locked by thread")
+    in_thread(lambda: next(streams))
+    in_thread(lambda: next(streams, None))
+    def count(n):
+        for _ in range(n):
+            with store.edit_state(FLOW, "s2") as state: state["n"] += 1
+    in_threads(*[lambda: count(20)] * 3)
+    assert (store.get_state(FLOW, "s1"), store.get_state(FLOW, "s2")) == ({"n": 1}, {"n": 60})
+
+
+# -- one key, two spellings ------------------------------------------------------------------------------------------------------
+
+def test_a_key_that_is_no_text_is_the_key_that_json_makes_of_it(store):
+    store.create_session(FLOW, "s1")
+    store.change_session(FLOW, "s1", updates={1: "aaaaaaaa"}, remove=["1", "2"])
+    assert store.get_state(FLOW, "s1") == {"1": "aaaaaaaa"}
+    store.update_step_state(FLOW, "s1", "pick", {"1": "x", "2": "y"})
+    store.update_step_state(FLOW, "s1", "pick", {1: "z"})
+    assert store.get_step_state(FLOW, "s1", "pick") == {"1": "z", "2": "y"}
+    assert store.get_session_summary(FLOW, "s1").state_size_bytes == len(json.dumps(store.get_state(FLOW, "s1")))

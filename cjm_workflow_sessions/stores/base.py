@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['ORDER_COLUMNS', 'Order', 'Shown', 'check_order', 'check_list_column', 'Changed', 'Feed', 'SessionStore', 'HTTPTimes',
-           'HTTPRow', 'HTTPChange', 'Spent', 'HTTPWrite', 'HTTPSessionStore', 'http_sessions', 'open_store', 'as_store']
+           'HTTPRow', 'HTTPChange', 'Spent', 'HTTPSessionStore', 'http_sessions', 'open_store', 'as_store']
 
 # %% ../../nbs/stores/base.ipynb #f5736bdd
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -166,7 +165,7 @@ class SessionStore(Protocol):
         "Begin to follow what is committed, by this process and by others. Raises `StoreError`."
         ...
     def check(self) -> None:
-        "Write and roll back. Raises the `StoreError` that says why it cannot."
+        "Write something that changes nothing a host sees. Raises the `StoreError` that says why it cannot."
         ...
     def close(self) -> None:
         "Close every connection; a later call opens a new one."
@@ -188,8 +187,9 @@ class HTTPRow(NamedTuple):
 class HTTPChange(NamedTuple):
     "What one request does to a stored HTTP session."
     values: Mapping[str, str] # Keys to replace → JSON text
-    gone: Sequence[str] # Keys to remove
-    times: HTTPTimes|None = None # To be set; None: as they are
+    gone: Sequence[str] = () # Keys to remove
+    wiped: bool = False # Every key that is stored goes first
+    times: Callable[[HTTPTimes], HTTPTimes]|None = None # Gives the new times from those that are stored by then; None: they stay
     digest: str|None = None # Of the key that replaces the old one; None: as it is
 
 class Spent(NamedTuple):
@@ -197,14 +197,9 @@ class Spent(NamedTuple):
     digest: str # SHA-256 of the key that it gives
     expires_at: int # No server takes the cookie from then on
 
-class HTTPWrite(Enum):
-    "What became of a change."
-    STORED = "stored"
-    EMPTIED = "emptied" # It removed the last key, and so the session
-    MISSING = "missing" # The session was over; nothing was written
-
 class HTTPSessionStore(Protocol):
-    "Keeps HTTP sessions. Safe to call from any thread; every method is one transaction or one query."
+    "Keeps HTTP sessions. Safe to call from any thread; every method is one query or a transaction of its own: a write inside one raises `InvalidInput`."
+    remote: bool # A call goes over a network
     def load(self, digest: str, now: int) -> HTTPRow|None:
         "Read a session; None if there is none or its time is over."
         ...
@@ -214,14 +209,14 @@ class HTTPSessionStore(Protocol):
     def create(self, digest: str, row: HTTPRow, spent: Spent|None = None) -> bool:
         "Insert a session; False if it is made from a cookie that was carried over before."
         ...
-    def change(self, digest: str, now: int, change: HTTPChange) -> HTTPWrite:
-        "Write into a session that is not over."
+    def change(self, digest: str, since: int, change: HTTPChange) -> HTTPTimes|None:
+        "Write into a session that was not over at `since`, and give its times; None, and nothing is written, if it was."
         ...
     def delete(self, digest: str, spent: Spent|None = None) -> None:
         "Delete a session for good. Nothing happens if there is none."
         ...
-    def clear_expired(self, now: int, limit: int) -> int:
-        "Delete at most `limit` sessions that are over; fewer means that none is left."
+    def clear_expired(self, now: int, limit: int) -> tuple[int, int]:
+        "Delete at most `limit` sessions that are over and forget as many spent cookies; says how many of each. (0, 0): none is left, or another call is at them."
         ...
 
 def http_sessions(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreCorrupt, StoreError, StoreReadOnly, StoreUnavailable
+from .joining import Joinable, joined
 
 # %% ../../nbs/stores/connections.ipynb #01f2db35
 def explain(
@@ -135,17 +136,19 @@ class SQLiteConnections:
         "Hold the write lock of the file. Inside another transaction of the same thread it joins that."
         return Transaction(self)
 
-    def begin(self) -> tuple[sqlite3.Connection, bool]: # The connection, and whether it was in a transaction already
+    def begin(self) -> tuple[sqlite3.Connection, Joinable|None]: # The connection, and the transaction that it was in already
         "Take the write lock. Raises `StoreError`."
         connection = self.get()
-        if connection.in_transaction: return connection, True
+        if connection.in_transaction:
+            if outer := joined(self): return connection, outer
+            raise StoreUnavailable(self.path, "something else in this thread is in the middle of a write: let no `await` or `yield` stand within it")
         if not self.in_memory and connection.file != (file := file_of(self.path)):   # type: ignore[attr-defined]
             if file is None:
                 raise StoreUnavailable(self.path, "the file is gone: check that the folder exists and put it back, or start anew with an empty store")
             self._turn += 1
             connection = self.get()
         connection.execute("BEGIN IMMEDIATE")
-        return connection, False
+        return connection, None
 
     def explained(self, error: sqlite3.Error) -> Exception: # In our words
         found = explain(self.path, error)
@@ -177,8 +180,8 @@ def _before_fork() -> None:
 os.register_at_fork(before=_before_fork)
 
 # %% ../../nbs/stores/connections.ipynb #3b6fa661
-class Transaction:
-    "The write lock of a file for the length of a `with` block: committed at its end, rolled back on an exception."
+class Transaction(Joinable):
+    "The write lock of a file for the length of a `with` block: committed at its end, rolled back on an exception. Within another one, a part of it."
     def __init__(self,
         connections: SQLiteConnections, # Of this process
     ):
@@ -188,8 +191,12 @@ class Transaction:
     def __enter__(self) -> sqlite3.Connection:
         "Begin. Raises `StoreError`."
         self.connections.lock.acquire()
-        try: self.connection, self.joined = self.connections.begin()
+        try:
+            self.connection, outer = self.connections.begin()
+            self.begin_in(self.connections, outer)
+            if outer: self.connection.execute(f"SAVEPOINT wfs_{self.depth}")
         except BaseException as e:
+            self.end()
             self.connections.lock.release()
             if isinstance(e, sqlite3.Error): raise self.connections.explained(e) from e
             raise
@@ -198,10 +205,19 @@ class Transaction:
     def __exit__(self, kind: Any, error: BaseException|None, trace: Any) -> None:
         "Commit or roll back. Raises `StoreError`."
         try:
-            if not self.joined: self._end(error is None)
+            if error is None or self.pid != os.getpid(): self.check_alive(self.connections.path)
+            if self.outer: self._end_joined(error is None)
+            else: self._end(error is None)
         except sqlite3.Error as e: raise self.connections.explained(e) from e
-        finally: self.connections.lock.release()
+        finally:
+            self.end()
+            self.connections.lock.release()
         if isinstance(error, sqlite3.Error): raise self.connections.explained(error) from error
+
+    def _end_joined(self, keep: bool) -> None:
+        if not self.connection.in_transaction: return   # SQLite has rolled all of it back by itself
+        if not keep: self.connection.execute(f"ROLLBACK TO wfs_{self.depth}")
+        self.connection.execute(f"RELEASE wfs_{self.depth}")
 
     def _end(self, commit: bool) -> None:
         try:

@@ -8,9 +8,11 @@ __all__ = ['log', 'HTTPRows']
 # %% ../../nbs/stores/http_rows.ipynb #9091a2fb
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
-from .base import HTTPChange, HTTPRow, HTTPTimes, HTTPWrite, Spent
+from ..errors import InvalidInput
+from .base import HTTPChange, HTTPRow, HTTPTimes, Spent
 from .sql import KeyRow, Run, SQLSessionStore, key_text
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class HTTPRows:
     ):
         "Read and write nothing yet."
         self.store = store
+        self.remote = store.dialect.name != "sqlite"
 
     def load(self,
         digest: str, # SHA-256 of the key, in hex
@@ -46,8 +49,8 @@ class HTTPRows:
         row: HTTPRow, # Times and values
         spent: Spent|None = None, # Cookie it is made from
     ) -> bool: # False, and nothing is stored, if that cookie was carried over before
-        "Insert a session."
-        with self.store.transaction() as run:
+        "Insert a session. Raises `InvalidInput` inside a transaction."
+        with self._alone() as run:
             if spent and not _spend(run, spent): return False
             ((row_id,),) = run("INSERT INTO wfs_http_session(digest, created_at, seen_at, expires_at, idle_s) VALUES(?,?,?,?,?) RETURNING id",
                                (digest, *row.times))
@@ -56,43 +59,50 @@ class HTTPRows:
 
     def change(self,
         digest: str, # SHA-256 of the key, in hex
-        now: int, # Microseconds since the epoch, UTC
+        since: int, # Microseconds since the epoch, UTC: a session that was over then is not written to
         change: HTTPChange, # What to write
-    ) -> HTTPWrite: # What became of it
-        "Write within one transaction; nothing is written to a session that is over."
-        with self.store.transaction() as run:
-            times, args = ("created_at = ?, seen_at = ?, expires_at = ?, idle_s = ?", change.times) if change.times else ("seen_at = seen_at", ())
-            held = run(f"UPDATE wfs_http_session SET digest = ?, {times} WHERE digest = ? AND expires_at > ? RETURNING id",
-                       (change.digest or digest, *args, digest, now))
-            if not held: return HTTPWrite.MISSING
-            ((row_id,),) = held
-            self._put(run, row_id, change.values)
+    ) -> HTTPTimes|None: # Its times from now on; None, and nothing is written, if it was over
+        "Write within one transaction. Raises `InvalidInput` inside another one."
+        with self._alone() as run:
+            held = run("UPDATE wfs_http_session SET digest = ? WHERE digest = ? AND expires_at > ? RETURNING id, created_at, seen_at, expires_at, idle_s",
+                       (change.digest or digest, digest, since))
+            if not held: return None
+            row_id, times = held[0][0], HTTPTimes(*held[0][1:])
+            if change.times and (new := change.times(times)) != times:
+                times = new
+                run("UPDATE wfs_http_session SET created_at = ?, seen_at = ?, expires_at = ?, idle_s = ? WHERE id = ?", (*times, row_id))
+            if change.wiped: run("DELETE FROM wfs_http_value WHERE id = ?", (row_id,))
             if change.gone: run.many("DELETE FROM wfs_http_value WHERE id = ? AND key = ?", [(row_id, key_text(k)) for k in change.gone])
-            if not change.gone or change.values: return HTTPWrite.STORED
-            # Another request may have stored a key that this one never saw.
-            emptied = run("""DELETE FROM wfs_http_session WHERE id = ? AND NOT EXISTS(SELECT 1 FROM wfs_http_value v WHERE v.id = ?)
-                RETURNING id""", (row_id, row_id))
-            return HTTPWrite.EMPTIED if emptied else HTTPWrite.STORED
+            self._put(run, row_id, change.values)
+        return times
 
     def delete(self,
         digest: str, # SHA-256 of the key, in hex
         spent: Spent|None = None, # Cookie that must not be carried over either
     ) -> None:
-        "Delete a session for good; nothing happens if there is none."
-        with self.store.transaction() as run:
+        "Delete a session for good; nothing happens if there is none. Raises `InvalidInput` inside a transaction."
+        with self._alone() as run:
             if spent: _spend(run, spent)
             run("DELETE FROM wfs_http_session WHERE digest = ?", (digest,))
 
     def clear_expired(self,
         now: int, # Microseconds since the epoch, UTC
         limit: int, # Rows of each table to delete at most: how long others wait
-    ) -> int: # Rows deleted; fewer than `limit` means that none is left
-        "Delete some of what is over."
+    ) -> tuple[int, int]: # Sessions deleted, cookies forgotten; (0, 0): none is left, or another call is at them
+        "Delete some of what is over. Raises `InvalidInput` inside a transaction."
         # The first condition is for a session that a server with a slower clock prolongs meanwhile.
-        with self.store.transaction() as run:
-            return max(len(run(f"""DELETE FROM {table} WHERE expires_at <= ? AND {column} IN
+        def cleared(table: str, column: str) -> int:
+            return len(run(f"""DELETE FROM {table} WHERE expires_at <= ? AND {column} IN
                 (SELECT {column} FROM {table} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) RETURNING 1""", (now, now, limit)))
-                for table, column in (("wfs_http_session", "id"), ("wfs_http_spent", "digest")))
+        with self._alone() as run: return cleared("wfs_http_session", "id"), cleared("wfs_http_spent", "digest")
+
+    @contextmanager
+    def _alone(self) -> Iterator[Run]:
+        with self.store.transaction() as run:
+            if getattr(run, "joined", False):
+                raise InvalidInput("transaction", "an HTTP session is not written inside a transaction of the same store, which could undo a logout "
+                                                  "that the visitor was told of: save or flush it after the block")
+            yield run
 
     def _put(self, run: Run, row_id: int, values: Mapping[str, str]) -> None:
         if values:

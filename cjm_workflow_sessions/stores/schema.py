@@ -7,6 +7,7 @@ __all__ = ['REPLACE', 'SQLITE', 'LEDGER', 'MIGRATIONS', 'SUMMARY', 'INSERT', 'TA
            'one_session', 'select_values', 'touch', 'marks', 'page_query', 'sort_expression']
 
 # %% ../../nbs/stores/schema.ipynb #21f46d9c
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -32,6 +33,18 @@ class Dialect:
     title: str # `{}`, a title, as the indexes hold it and lists are sorted by it
     field: str # One text of `s.sort_fields`; its argument is what the adapter's `field_path` gives
     lock: str # Begins a statement that locks `s` and gives its id; `{}` is the condition
+    now: str # Microseconds since the epoch by the clock of the database
+    take: str # Ends a `SELECT` whose rows the transaction will change: skips those that another one changes
+    turn: str # Statement that lets one transaction at a time count the jobs that run; "" where the write lock does
+    has_arrays: bool = False # Whether many values can be one argument: a statement has room for 65,535 (postgresql.org/docs/current/limits.html)
+
+    def among(self,
+        column: str, # Text column
+        values: Sequence[str], # Any number
+    ) -> tuple[str, tuple]: # Condition and its arguments
+        "Pick the rows whose column holds one of some values."
+        if self.has_arrays: return f"{column} = ANY(?::text[])", (list(values),)
+        return f"{column} IN ({marks(len(values))})", tuple(values)
 
     def statements(self,
         migration: Migration, # Any
@@ -54,7 +67,10 @@ SQLITE = Dialect(
     key="key",
     title="{}",
     field="CASE WHEN json_valid(s.sort_fields) THEN json_extract(s.sort_fields, ?) END", # A damaged row must not hide the others
-    lock="UPDATE wfs_session AS s SET size = s.size WHERE {} RETURNING id") # Changes nothing and takes the write lock
+    lock="UPDATE wfs_session AS s SET size = s.size WHERE {} RETURNING id", # Changes nothing and takes the write lock
+    now="CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000", # To the millisecond
+    take="",
+    turn="")
 
 LEDGER = "CREATE TABLE IF NOT EXISTS wfs_migration(number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at BIGINT NOT NULL)"
 
@@ -79,12 +95,12 @@ MIGRATIONS = (
         "CREATE TABLE wfs_tally(flow_id {TEXT} NOT NULL, owner {TEXT} NOT NULL, n BIGINT NOT NULL, PRIMARY KEY(flow_id, owner))",
     ), postgres=(
         """CREATE FUNCTION wfs_tell() RETURNS trigger LANGUAGE plpgsql AS $$
-            DECLARE s wfs_session%ROWTYPE; told text;
+            DECLARE s record; told text;
             BEGIN
                 IF TG_OP = 'DELETE' THEN s := OLD; ELSE s := NEW; END IF;
                 told := json_build_array(s.flow_id, s.session_id, s.owner, CASE WHEN TG_OP = 'DELETE' THEN NULL ELSE s.updated_at END)::text;
                 IF octet_length(told) > 7000 THEN told := 'null'; END IF;
-                PERFORM pg_notify('wfs_' || left(TG_TABLE_SCHEMA, 59), told);
+                PERFORM pg_notify('wfs_' || md5(TG_TABLE_SCHEMA), told);   -- a name has room for 63 bytes
                 RETURN NULL;
             END $$""",
         # Not for `save_shown`, which sets neither of the two and changes nothing that a person has done.
@@ -100,6 +116,32 @@ MIGRATIONS = (
         "CREATE UNIQUE INDEX wfs_http_value_key ON wfs_http_value(id, {KEY})",
         "CREATE TABLE wfs_http_spent(digest {TEXT} PRIMARY KEY, expires_at BIGINT NOT NULL)",
         "CREATE INDEX wfs_http_spent_expiry ON wfs_http_spent(expires_at)",
+    )),
+    Migration(3, "jobs", (
+        """CREATE TABLE wfs_job(
+            id {ID}, job_id {TEXT} NOT NULL UNIQUE, kind {TEXT} NOT NULL, owner {TEXT} NOT NULL, flow_id {TEXT}, session_id {TEXT}, client {TEXT} UNIQUE,
+            status {TEXT} NOT NULL, phase {TEXT} NOT NULL, stats {TEXT} NOT NULL DEFAULT '{{}}', message {TEXT} NOT NULL DEFAULT '',
+            cursor {TEXT}, processed BIGINT NOT NULL DEFAULT 0, total BIGINT, item {TEXT}, failed BIGINT NOT NULL DEFAULT 0,
+            commit_cursor {TEXT}, commit_processed BIGINT NOT NULL DEFAULT 0, commit_total BIGINT, commit_item {TEXT}, commit_failed BIGINT NOT NULL DEFAULT 0,
+            retrying BIGINT NOT NULL DEFAULT 0, cancelling BIGINT NOT NULL DEFAULT 0, pinned BIGINT NOT NULL DEFAULT 0, attempts BIGINT NOT NULL DEFAULT 0,
+            worker {TEXT}, due_at BIGINT, epoch BIGINT NOT NULL DEFAULT 0, revision BIGINT NOT NULL DEFAULT 0, created_at BIGINT NOT NULL, started_at BIGINT,
+            updated_at BIGINT NOT NULL, ended_at BIGINT, run_at BIGINT NOT NULL DEFAULT 0, run_from BIGINT NOT NULL DEFAULT 0)""",
+        "CREATE INDEX wfs_job_due ON wfs_job(due_at) WHERE due_at IS NOT NULL",
+        "CREATE INDEX wfs_job_run ON wfs_job(kind, owner) WHERE worker IS NOT NULL",
+        "CREATE INDEX wfs_job_owner ON wfs_job(owner, id)",
+        "CREATE INDEX wfs_job_owner_active ON wfs_job(owner, id) WHERE due_at IS NOT NULL",
+        "CREATE INDEX wfs_job_owner_ended ON wfs_job(owner, ended_at) WHERE ended_at IS NOT NULL",
+        "CREATE INDEX wfs_job_ended ON wfs_job(ended_at) WHERE ended_at IS NOT NULL",
+        "CREATE INDEX wfs_job_session ON wfs_job(session_id, id) WHERE session_id IS NOT NULL",
+        "CREATE TABLE wfs_job_parameters(id BIGINT PRIMARY KEY REFERENCES wfs_job(id) ON DELETE CASCADE, value {TEXT} NOT NULL)",
+        """CREATE TABLE wfs_job_list(
+            id BIGINT NOT NULL REFERENCES wfs_job(id) ON DELETE CASCADE, phase {TEXT} NOT NULL, number BIGINT NOT NULL, items {TEXT} NOT NULL,
+            PRIMARY KEY(id, phase, number))""",
+        """CREATE TABLE wfs_job_failure(
+            id BIGINT NOT NULL REFERENCES wfs_job(id) ON DELETE CASCADE, phase {TEXT} NOT NULL, number BIGINT NOT NULL, item {TEXT} NOT NULL,
+            reason {TEXT} NOT NULL, again BIGINT NOT NULL DEFAULT 0, PRIMARY KEY(id, phase, number))""",
+        "CREATE TABLE wfs_job_once(id BIGINT NOT NULL REFERENCES wfs_job(id) ON DELETE CASCADE, digest {TEXT} NOT NULL, PRIMARY KEY(id, digest))",
+        "CREATE TABLE wfs_job_runner(worker {TEXT} PRIMARY KEY, kinds {TEXT} NOT NULL, alive_until BIGINT NOT NULL)",
     )),
 )
 
@@ -133,12 +175,12 @@ def select_values(
 def touch(
     scoped: bool, # To one owner, or to any
     columns: tuple[str, ...] = (), # Columns of the session to set as well
-    keys: int = 0, # State keys that are replaced or removed by the same write
-) -> str: # Takes: now, now, bytes of the new values, the keys, the columns, then those of `one_session`; gives id, created_at
+    replaced: str = "", # Condition on `v` for the state keys that are replaced or removed by the same write
+) -> str: # Takes: now, now, bytes of the new values, the arguments of `replaced`, the columns, then those of `one_session`; gives id, created_at
     "Write the statement with which every write of a session begins."
-    replaced = f"SELECT sum(v.bytes) FROM wfs_value v WHERE v.id = s.id AND v.key IN ({marks(keys)})" if keys else "SELECT 0"
+    lost = f"SELECT sum(v.bytes) FROM wfs_value v WHERE v.id = s.id AND {replaced}" if replaced else "SELECT 0"
     return ("UPDATE wfs_session AS s SET updated_at = CASE WHEN s.updated_at >= ? THEN s.updated_at + 1 ELSE ? END, "
-            f"size = s.size + ? - coalesce(({replaced}), 0), shown_by = CASE WHEN s.shown_by = '' THEN '' ELSE '-' END"
+            f"size = s.size + ? - coalesce(({lost}), 0), shown_by = CASE WHEN s.shown_by = '' THEN '' ELSE '-' END"
             + "".join(f", {c} = ?" for c in columns) + f" WHERE {one_session(scoped)} RETURNING id, created_at")
 
 def marks(n: int) -> str: # "?,?,?"

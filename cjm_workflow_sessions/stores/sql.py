@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import batched
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from ..errors import CorruptState, InvalidInput, NotJSON, SessionExists, Session
 from ..models import Anchor, Page, SessionSummary
 from . import schema as sql
 from .base import HTTPSessionStore, Order, Shown, check_list_column, check_order
+from .job_port import JobStore
 from ..utils import default_label, dump_json, is_blank, now_us, showable, text_to_us, us_to_text
 
 # %% ../../nbs/stores/sql.ipynb #55a26e6a
@@ -121,6 +123,8 @@ class SQLSessionStore:
     # -- what an adapter brings --------------------------------------------------------------------------------------
     def rows(self, statement: str, args: tuple = ()) -> list[tuple]: raise TypeError("an adapter defines rows")
     def transaction(self) -> AbstractContextManager[Run]: raise TypeError("an adapter defines transaction")
+    @property
+    def in_transaction(self) -> bool: raise TypeError("an adapter defines in_transaction")
     def field_path(self, field: str) -> str: raise TypeError("an adapter defines field_path")
 
     @property
@@ -128,6 +132,12 @@ class SQLSessionStore:
         "Give the part that keeps HTTP sessions; loaded only where an app stores them."
         from cjm_workflow_sessions.stores.http_rows import HTTPRows
         return HTTPRows(self)
+
+    @property
+    def jobs(self) -> JobStore: # See `stores.job_port.job_store`
+        "Give the part that keeps jobs; loaded only where an app has some."
+        from cjm_workflow_sessions.stores.job_claims import JobClaims
+        return JobClaims(self)
 
     # -- reading one session -----------------------------------------------------------------------------------------
     def _columns(self, columns: str, at: At, in_trash: bool = False) -> tuple|None:
@@ -225,6 +235,7 @@ class SQLSessionStore:
         for batch in batched(rows, 1000):
             ready, live = [(s, key_rows(state)) for s, state in batch], Counter[tuple[str, str]]()
             with self.transaction() as run:
+                self._before_many(run)
                 for s, values in ready:
                     times = (text_to_us(s.created_at), text_to_us(s.updated_at), text_to_us(s.deleted_at) if s.deleted_at else None)
                     try: self._insert(run, At(s.flow_id, s.session_id, s.owner), s.label, s.current_step, values, *times)
@@ -237,11 +248,14 @@ class SQLSessionStore:
                 run.many(sql.TALLY, [(*whose, n) for whose, n in sorted(live.items())])
         return inserted
 
+    def _before_many(self, run: Run) -> None: "Let others who insert many wait, where they could wait for each other."
+
     def _write(self, run: Run, at: At, change: Change) -> bool:
         "Touch the session: lock its row, move `updated_at`, set the columns; then replace and remove keys. False if there is no such session."
         now, keys = now_us(), [k for k, _ in change.values] + change.gone
-        touched = run(sql.touch(at.scoped, tuple(change.columns), len(keys)),
-                      (now, now, sum(map(row_bytes, change.values)), *keys, *change.columns.values(), *at.args))
+        replaced, key_args = self.dialect.among("v.key", keys) if keys else ("", ())
+        touched = run(sql.touch(at.scoped, tuple(change.columns), replaced),
+                      (now, now, sum(map(row_bytes, change.values)), *key_args, *change.columns.values(), *at.args))
         if not touched: return False
         row_id, created_at = touched[0]
         if "label" in change.columns:
@@ -260,8 +274,9 @@ class SQLSessionStore:
         columns: Mapping[str, str|None]|None = None, # Of "label" and "current_step"
     ) -> None:
         "Change keys and columns in one transaction. Raises `SessionNotFound`, `NotJSON` or `InvalidInput`."
-        updates = updates or {}
-        change = Change(key_rows(updates), [key_text(k) for k in remove if k not in updates], checked_columns(columns or {}))
+        values = key_rows(updates or {})
+        kept = {key for key, _ in values}
+        change = Change(values, list({key_text(k) for k in remove} - kept), checked_columns(columns or {}))
         if not self._change(At(flow_id, session_id, owner), change): raise SessionNotFound(session_id)
 
     def _upsert(self, at: At, change: Change) -> None:
@@ -343,7 +358,8 @@ class SQLSessionStore:
             self._lock(run, at)
             rows = run(sql.select_values(at.scoped, one_key=True), (*at.args, key_text(key)))
             step = _dict(session_id, key, read_rows(session_id, rows).get(key, {}))
-            self._write(run, at, Change(key_rows({key: {**step, **updates}})))
+            named = {json.loads(key_text(k)): v for k, v in updates.items()}   # as JSON names them: 1 is "1"
+            self._write(run, at, Change(key_rows({key: {**step, **named}})))
 
     def clear_step_state(self,
         flow_id: str, # Workflow
@@ -466,6 +482,7 @@ class SQLSessionStore:
     ) -> Page: # Fewer rows than `limit` only at the end of the list
         "Read one page by one statement. Raises `InvalidInput`."
         check_order(order)
+        order = replace(order, step_titles=tuple((showable(i), showable(t)) for i, t in order.step_titles))
         if order.by.startswith("field:"):
             order = Order(f"field:{self.field_path(order.by.removeprefix('field:'))}", order.descending)
         where, args = self.list_condition(flow_id, owner, search, in_trash)
@@ -504,9 +521,10 @@ class SQLSessionStore:
         if not session_ids: return {}
         # Not `s.owner = ?`, for which a planner may take the owner's index and read all of the owner's rows.
         mine, args = ("", ()) if owner is None else (" AND coalesce(s.owner, '') = ?", (owner,))
-        wanted = f"s.flow_id = ? AND s.deleted_at IS NULL{mine} AND s.session_id IN ({sql.marks(len(session_ids))})"
+        one_of, ids = self.dialect.among("s.session_id", session_ids)
+        wanted = f"s.flow_id = ? AND s.deleted_at IS NULL{mine} AND {one_of}"
         rows = self.rows(f"""SELECT s.session_id, v.key, v.value FROM wfs_session s LEFT JOIN wfs_value v ON v.id = s.id
-            WHERE {wanted} ORDER BY v.seq""", (flow_id, *args, *session_ids))
+            WHERE {wanted} ORDER BY v.seq""", (flow_id, *args, *ids))
         found: dict[str, list[KeyRow]] = {}
         for session_id, key, value in rows: found.setdefault(session_id, []).extend([] if key is None else [(key, value)])
         return {session_id: _read_or_error(session_id, values) for session_id, values in found.items()}
@@ -538,7 +556,7 @@ class SQLSessionStore:
         mine, args = ("", ()) if owner is None else (" AND s.owner = ?", (owner,))
         part = f"SELECT {sql.SUMMARY} FROM wfs_session s WHERE s.flow_id = ? AND s.deleted_at IS NULL{mine} AND s.shown_by"
         either = f"{part} < ? UNION ALL {part} > ? LIMIT {int(limit)}"   # two ranges of an index, where `<>` or OR would scan the flow
-        rows = self.rows(either, (flow_id, *args, version) * 2)
+        rows = self.rows(either, (flow_id, *args, showable(version)) * 2)
         return [summary(r) for r in rows]
 
     def save_shown(self,
@@ -552,7 +570,7 @@ class SQLSessionStore:
             run.many("""UPDATE wfs_session SET title = ?, sort_fields = ?, shown_by = ?
                 WHERE flow_id = ? AND session_id = ? AND updated_at = ? AND deleted_at IS NULL""",
                 # In one order, or two that save the same sessions could wait for each other.
-                sorted(((showable(made.title.casefold()), fields(made), version, flow_id, s.session_id, text_to_us(s.updated_at))
+                sorted(((showable(made.title.casefold()), fields(made), showable(version), flow_id, s.session_id, text_to_us(s.updated_at))
                         for s, made in shown), key=lambda args: args[4]))
 
     # -- the tables ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ..errors import InvalidInput, StoreError, StoreUnavailable
 from .connections import SQLiteConnections, Transaction, fetch
 from .feed import SQLiteFeed
 from .file_system import refuse_network
+from .joining import joined
 from .schema import MIGRATIONS
 from .search import TrigramSearch
 from .sql import Run
@@ -82,6 +83,9 @@ class SQLiteSessionStore(TrigramSearch):
         "Hold the write lock of the file."
         return RunTransaction(self._db)
 
+    @property
+    def in_transaction(self) -> bool: return joined(self._db) is not None # Whether a write made here is a part of something larger
+
     def field_path(self,
         field: str, # Column field of the host
     ) -> str: # JSON path
@@ -110,6 +114,7 @@ class RunTransaction(Transaction):
         args: tuple = (), # Its arguments
     ) -> list[tuple]:
         "Run a statement within the transaction."
+        self.check_alive(self.connections.path)
         return fetch(self.connection, statement, args)
 
     def many(self,
