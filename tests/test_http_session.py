@@ -14,16 +14,22 @@ from cjm_workflow_state.state_store import SQLiteWorkflowStateStore
 from fasthtml.common import (Beforeware, EventStream, FastHTML, HTTPException, P, Request, Response, StreamingResponse, add_toast, setup_toasts)
 from itsdangerous import Signer, TimestampSigner
 from starlette.background import BackgroundTask
+from starlette.datastructures import Secret
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import TestClient
 
+from cjm_workflow_sessions.core import lazy_values, stored_session
 from cjm_workflow_sessions.core.http_cookie import digest_of, new_key
 from cjm_workflow_sessions.core.http_session import clear_expired, session_of, stored_sessions
 from cjm_workflow_sessions.core.job_session import JobSessionManager
 from cjm_workflow_sessions.core.lifetime import SECOND
 from cjm_workflow_sessions.core.workflow_session import WorkflowSession
 from cjm_workflow_sessions.errors import InvalidInput, NotJSON, SessionEnded, StoreUnavailable
-from cjm_workflow_sessions.stores.base import HTTPChange, HTTPRow, HTTPTimes, HTTPWrite, open_store
+from cjm_workflow_sessions.stores.base import HTTPChange, HTTPRow, HTTPTimes, Spent, open_store
 from cjm_workflow_sessions.stores.cjm import CjmStore
+from cjm_workflow_sessions.utils import dump_json
+from changes_support import run
 from store_support import in_threads, lock_held
 
 NAME, SECRET, DAY = "session_", "test", 86400
@@ -40,6 +46,7 @@ class Clock:
 
 class Counted:
     "A store's HTTP sessions, with the calls that were made."
+    remote = False
     def __init__(self, rows): self.rows, self.calls, self.broken = rows, [], None
 
     @property
@@ -209,6 +216,17 @@ def test_removed_keys_are_gone_and_others_stay(store):
     assert ann.get("/all").json() == {"a": 1, "c": 1} and ann.get("/remove?key=b").status_code == 500
 
 
+def test_a_damaged_value_can_be_removed_and_replaced(store):
+    app = make_app(store)
+    @app.get("/pop")
+    def pop(sess): return json.dumps([sess.pop("bad", "none"), sess.pop("bad", "none"), sess["good"]])
+    ann = visitor(app)
+    ann.get("/set?key=good&value=1"), ann.get("/set?key=bad&value=1")
+    store.rows("""UPDATE wfs_http_value SET value = '{' WHERE key = '"bad"'""")
+    assert ann.get("/all").status_code == 500
+    assert ann.get("/pop").json() == ["none", "none", 1] and ann.get("/all").json() == {"good": 1}
+
+
 @pytest.mark.parametrize("path", ["/raise", "/http-error?status=500", "/http-error?status=503", "/set?key=half&value=1&status=500", "/bytes"])
 def test_nothing_is_stored_by_an_answer_that_failed(store, path):
     app = make_app(store)
@@ -231,13 +249,23 @@ def test_a_value_that_json_cannot_hold_is_named(memory):
     assert count(memory) == 0
 
 
+@pytest.mark.parametrize("kind", [TypeError, ValueError, OSError, NotJSON])
+def test_a_value_that_json_cannot_hold_is_no_business_of_the_hosts_handlers(memory, kind):
+    app = make_app(memory, exception_handlers={kind: lambda request, error: Response("the host's own page", status_code=422)})
+    @app.get("/own")
+    def own(): raise kind("photo", "of the handler's own")
+    assert TestClient(app).get("/own").status_code == 422
+    with pytest.raises(NotJSON, match="'photo'") as raised: TestClient(app).get("/bytes")
+    assert isinstance(raised.value.__cause__, TypeError) and visitor(app).get("/bytes").status_code == 500
+
+
 def test_the_session_is_stored_before_the_headers_go_out(store):
     app, found = make_app(store), []
     async def send(message):
         if message["type"] == "http.response.start": found.append(count(store))
     scope = {"type": "http", "method": "GET", "path": "/set", "query_string": b"key=a&value=1", "headers": [], "scheme": "http", "server": ("testserver", 80)}
     async def receive(): return {"type": "http.request", "body": b"", "more_body": False}
-    asyncio.run(app(scope, receive, send))
+    run(app(scope, receive, send))
     assert found == [1]
 
 
@@ -351,7 +379,7 @@ def test_a_login_that_fails_changes_neither_key_nor_data(store):
     assert cookie_of(ann) == before and ann.get("/all").json() == {"cart": [1]}
 
 
-@pytest.mark.parametrize("path", ["/logout", "/clear", "/remove?key=a"])
+@pytest.mark.parametrize("path", ["/logout", "/clear"])
 def test_after_logout_the_old_cookie_is_dead_at_once(store, path):
     app = make_app(store)
     ann = visitor(app)
@@ -361,6 +389,68 @@ def test_after_logout_the_old_cookie_is_dead_at_once(store, path):
     assert "Max-Age=0" in answer.headers["set-cookie"] and NAME not in ann.cookies
     assert seen(app, old) == {} and count(store) == 0
     assert store.rows("SELECT count(*) FROM wfs_http_value") == [(0,)]
+
+
+def test_clear_ends_the_session_with_all_that_others_have_stored_in_it(store):
+    app = make_app(store)
+    @app.get("/bye")
+    def bye(sess):
+        sess.clear()
+        visitor(app, cookie).get("/set?key=unseen&value=1")
+        sess["said"] = "good-bye"
+        return "bye"
+    ann = visitor(app)
+    ann.get("/login")
+    cookie = cookie_of(ann)
+    ann.get("/bye")
+    assert ann.get("/all").json() == {"said": "good-bye"} and cookie_of(ann) != cookie
+    assert seen(app, cookie) == {} and count(store) == 1
+
+
+def test_a_clear_is_undone_if_the_answer_fails(store):
+    app = make_app(store)
+    @app.get("/bad-clear")
+    def bad_clear(sess):
+        sess.clear()
+        raise RuntimeError
+    ann = visitor(app)
+    ann.get("/login")
+    assert ann.get("/bad-clear").status_code == 500 and ann.get("/all").json() == {"user": "ann"}
+
+
+@pytest.mark.parametrize("end", ["clear", "flush"])
+def test_a_logout_in_the_middle_of_a_transaction_is_refused_rather_than_undone(store, end):
+    app = make_app(store)
+    store.create_session("f", "s")
+    @app.get("/bad-logout")
+    def bad_logout(sess):
+        with store.edit_state("f", "s"):
+            getattr(sess, end)()
+            sess.save()
+    @app.get("/bad-new")
+    def bad_new(sess):
+        sess["a"] = 1
+        with store.edit_state("f", "s"):
+            with pytest.raises(InvalidInput, match="after the block"): sess.save()
+        return str(sess.stored_key)
+    ann = visitor(app)
+    assert ann.get("/bad-new").text == "None" and ann.get("/all").json() == {"a": 1}
+    assert ann.get("/bad-logout").status_code == 500 and ann.get("/all").json() == {"a": 1}
+    with pytest.raises(InvalidInput, match="after the block"): TestClient(app, cookies=ann.cookies).get("/bad-logout")
+
+
+def test_a_transaction_of_another_thread_is_waited_for(store):
+    ann, began = visitor(make_app(store)), threading.Event()
+    store.create_session("f", "s")
+    def edit():
+        with store.edit_state("f", "s"):
+            began.set()
+            time.sleep(0.2)
+    def save():
+        assert began.wait(20)
+        assert ann.get("/set?key=a&value=1").status_code == 200
+    in_threads(edit, save)
+    assert ann.get("/all").json() == {"a": 1}
 
 
 def test_logout_is_seen_by_a_server_that_has_the_store_open(tmp_path):
@@ -512,6 +602,42 @@ def test_one_session_lives_longer_than_others(store):
     assert ann.get("/all").json() == {}
 
 
+def test_a_request_that_reads_leaves_the_span_that_another_one_sets(store):
+    clock = Clock()
+    app = make_app(store, idle_s=1000, clock=clock)
+    @app.get("/short")
+    def short(sess):
+        sess.set_expiry(10)
+        return "ok"
+    @app.get("/slow")
+    def slow(sess):
+        found = len(sess)
+        visitor(app, cookie).get("/short")
+        return str(found)
+    ann = visitor(app)
+    ann.get("/set?key=a&value=1")
+    cookie = cookie_of(ann)
+    clock.forward(500)
+    assert "Max-Age=10;" in ann.get("/slow").headers["set-cookie"]
+    clock.forward(10)
+    assert seen(app, cookie) == {}
+
+
+def test_a_handler_that_runs_past_the_idle_end_loses_nothing(store):
+    clock = Clock()
+    app = make_app(store, idle_s=100, max_age=1000, clock=clock)
+    @app.route("/slow", methods=["POST"])
+    def slow(sess, seconds: int):
+        sess["slow"] = seconds
+        clock.forward(seconds)
+        return "done"
+    ann = visitor(app)
+    ann.get("/set?key=a&value=1")
+    clock.forward(99)
+    assert ann.post("/slow?seconds=200").status_code == 200 and ann.get("/all").json() == {"a": 1, "slow": 200}
+    assert ann.post("/slow?seconds=900").status_code == 409 and ann.get("/all").json() == {}   # the absolute end holds
+
+
 def test_a_login_begins_the_absolute_span_anew(memory):
     clock = Clock()
     ann = visitor(make_app(memory, idle_s=800, max_age=1000, clock=clock))
@@ -532,6 +658,19 @@ def test_what_is_over_is_cleared_in_batches(store):
     clock.forward(60)
     assert clear_expired(store, batch=3, clock=clock) == 7 and clear_expired(store, batch=3, clock=clock) == 0
     assert ann.get("/all").json() == {"a": 1} and store.rows("SELECT count(*) FROM wfs_http_value") == [(1,)]
+
+
+def test_clearing_counts_sessions_and_goes_on_after_another_cleaner(store):
+    rows = store.http_sessions
+    for i in range(30): rows.create(f"d{i}", HTTPRow(HTTPTimes(0, 0, 5), {"a": "1"}), Spent(f"c{i}", 5) if i % 2 else None)
+    for i in range(30): rows.delete(f"gone{i}", Spent(f"gone{i}", 5))
+    cleared = []
+    in_threads(*[lambda: cleared.append(clear_expired(store, batch=4, clock=lambda: 9))] * 3)
+    assert sum(cleared) == 30 and count(store) == 0 and store.rows("SELECT count(*) FROM wfs_http_spent") == [(0,)]
+    for i in range(3): rows.delete(f"gone{i}", Spent(f"gone{i}", 5))
+    assert clear_expired(store) == 0 and not rows.is_spent("gone1")
+    for batch in (0, -1, 1.5, None):
+        with pytest.raises(InvalidInput, match="batch"): clear_expired(store, batch=batch)
 
 
 # -- at the same time ------------------------------------------------------------------------------------------------------
@@ -580,6 +719,52 @@ def test_requests_that_overlap_keep_each_others_keys(store):
         go.set()
     in_threads(lambda: visitor(app, cookie).get("/slow"), quick)
     assert seen(app, cookie) == {"slow": 1, "b": 2}
+
+
+def test_removing_the_last_key_leaves_the_session_to_those_who_are_in_it(store, caplog):
+    app, read, go, keys = make_app(store), threading.Event(), threading.Event(), []
+    @app.route("/slow", methods=["POST"])
+    def slow(sess):
+        keys.append(sess.key)
+        read.set()
+        assert go.wait(20)
+        sess["cart"] = ["book"]
+        return "added"
+    ann = visitor(app)
+    ann.get('/set?key=toast&value="saved"')
+    cookie = cookie_of(ann)
+    def quick():
+        assert read.wait(20)
+        assert "set-cookie" not in ann.get("/remove?key=toast").headers
+        go.set()
+    in_threads(lambda: visitor(app, cookie).post("/slow"), quick)
+    assert seen(app, cookie) == {"cart": ["book"]} and "dropped" not in caplog.text
+    ann.get("/remove?key=cart")
+    with session_of(store, keys[0]) as sess: sess["result"] = 42
+    assert seen(app, cookie) == {"result": 42}
+
+
+@pytest.mark.parametrize("method, status", [("GET", 200), ("HEAD", 200), ("POST", 409), ("PUT", 409), ("PATCH", 409), ("DELETE", 409)])
+@pytest.mark.parametrize("ending", ["/logout", "/clear", "/login"])
+def test_a_change_that_comes_after_the_end_is_not_answered_as_if_it_were_kept(memory, method, status, ending, caplog):
+    app, later = make_app(memory), []
+    @app.route("/slow", methods=[method])
+    def slow(sess):
+        sess["cart"] = sess["user"]
+        ann.get(ending)
+        return Response("added to your cart", background=BackgroundTask(later.append, 1))
+    @app.route("/look", methods=[method])
+    def look(sess):
+        found = sess["user"]
+        ann.get(ending)
+        return found
+    ann = visitor(app)
+    ann.get("/login")
+    answer = visitor(app, cookie_of(ann)).request(method, "/slow")
+    assert answer.status_code == status and "set-cookie" not in answer.headers and "were dropped" in caplog.text
+    assert ("ended" in answer.text, later) == ((True, []) if status == 409 else (False, [1]))
+    ann.get("/login")
+    assert visitor(app, cookie_of(ann)).request(method, "/look").status_code == 200   # it had nothing to lose
 
 
 @pytest.mark.parametrize("path", ["/logout", "/login"])
@@ -635,8 +820,7 @@ def test_of_several_logins_at_once_one_wins(store):
 def test_emptying_leaves_what_another_request_stored(store):
     rows = store.http_sessions
     rows.create("d", HTTPRow(HTTPTimes(0, 0, 100), {"a": "1"}))
-    assert rows.change("d", 1, HTTPChange({"b": "2"}, [])) is HTTPWrite.STORED
-    assert rows.change("d", 1, HTTPChange({}, ["a"])) is HTTPWrite.STORED
+    for change in (HTTPChange({"b": "2"}), HTTPChange({}, ["a"])): assert rows.change("d", 1, change) == HTTPTimes(0, 0, 100)
     assert dict(rows.load("d", 1).values) == {"b": "2"}
 
 
@@ -660,8 +844,68 @@ def test_a_writer_that_waits_for_the_file_does_not_stop_the_server(tmp_path):
                 took = time.monotonic() - began
                 holder.kill()
                 return took, (await waiting).status_code
-    took, status = asyncio.run(both())
+    took, status = run(both())
     assert took < 1 and status == 200
+
+
+def ask_in_a_loop(app, path, **cookies):
+    async def ask():
+        from httpx2 import ASGITransport, AsyncClient
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://testserver", cookies=cookies) as client: return await client.get(path)
+    return run(ask())
+
+
+def test_an_async_handler_that_blocks_on_a_remote_store_is_told_once(memory, caplog):
+    counted = Counted(memory.http_sessions)
+    app = make_app(counted)
+    @app.get("/careless")
+    async def careless(sess): return str(len(sess))
+    @app.get("/careful")
+    async def careful(sess):
+        await sess.aload()
+        sess["seen"] = 1
+        await sess.asave()
+        return "ok"
+    @app.get("/plain")
+    def plain(sess):
+        sess["seen"] = 2
+        return "ok"
+    cookie = signed(new_key())
+    def told(path):
+        stored_session._warn.cache_clear()
+        caplog.clear()
+        for _ in range(2): assert visitor(app, cookie).get(path).status_code == 200
+        return caplog.text.count("aload")
+    assert told("/careless") == 0   # SQLite
+    counted.remote = True
+    assert [told(path) for path in ("/careless", "/careful", "/plain")] == [1, 0, 0]
+
+
+def test_stores_say_whether_a_network_lies_between(store): assert store.http_sessions.remote == ("postgresql" in store.where)
+
+
+@pytest.mark.parametrize("size, in_loop", [(10, True), (30_000, False)])
+def test_large_values_are_compared_in_a_thread(memory, monkeypatch, size, in_loop):
+    app, threads, loops = make_app(memory), [], []
+    @app.get("/read")
+    async def read(sess):
+        loops.append(threading.current_thread())
+        await sess.aload()
+        return str(len(sess["text"]))
+    @app.get("/write")
+    async def write(sess):
+        loops.append(threading.current_thread())
+        sess["text"] = "x" * size
+        return "ok"
+    def noted(key, value):
+        threads.append(threading.current_thread())
+        return dump_json(key, value)
+    monkeypatch.setattr(lazy_values, "dump_json", noted)
+    cookie = re.match("[^;]+", ask_in_a_loop(app, "/write").headers["set-cookie"])[0].partition("=")[2]
+    assert threads[0] is not loops[0]   # what is new is stored, which takes a thread anyway
+    threads.clear()
+    assert ask_in_a_loop(app, "/read", **{NAME: cookie}).text == str(size)
+    assert threads and (loops[1] in threads) == in_loop
 
 
 # -- outside a request -----------------------------------------------------------------------------------------------------
@@ -674,7 +918,7 @@ def test_blocks_in_threads_and_coroutines(store):
     async def twice():
         for n in (2, 3):
             async with session_of(store, key) as sess: sess["progress"]["done"] = n
-    asyncio.run(twice())
+    run(twice())
     assert ann.get("/all").json() == {"user": "ann", "progress": {"done": 3}}
     def failing():
         with session_of(store, key) as sess:
@@ -712,6 +956,32 @@ def test_a_block_neither_prolongs_a_session_nor_changes_its_key(store):
             with pytest.raises(InvalidInput): refused()
     clock.forward(40)
     with pytest.raises(SessionEnded), session_of(store, key, clock=clock): raise AssertionError("never inside")
+
+
+def test_a_block_is_open_once_at_a_time_and_can_be_opened_again(memory):
+    ann = visitor(make_app(memory))
+    block = session_of(memory, ann.get("/login").text)
+    with block as outer:
+        outer["outer"] = 1
+        with pytest.raises(InvalidInput, match="another one"), block: raise AssertionError("never inside")
+    with block as again: again["again"] = 2
+    assert ann.get("/all").json() == {"user": "ann", "outer": 1, "again": 2}
+
+
+@pytest.mark.parametrize("key", [None, 5, b"x", "", "\ud800", "é"])
+def test_what_is_no_key_opens_no_block(memory, key):
+    with pytest.raises(InvalidInput, match="sess.key"): session_of(memory, key)
+
+
+def test_a_block_that_clears_begins_anew_under_the_same_key(store):
+    ann = visitor(make_app(store))
+    with session_of(store, ann.get("/login").text) as sess:
+        ann.get("/set?key=unseen&value=1")
+        sess.clear()
+        sess["restarted"] = True
+    assert ann.get("/all").json() == {"restarted": True}
+    with session_of(store, sess.key) as sess: sess.clear()
+    assert ann.get("/all").json() == {} and count(store) == 0
 
 
 def test_a_block_can_log_somebody_out(store):
@@ -869,6 +1139,36 @@ def test_a_save_that_meets_an_outage_replaces_the_whole_answer(memory):
     assert answer.status_code == 503 and "part" not in answer.text
 
 
+@pytest.mark.parametrize("asgi", ["2.3", "2.4"])
+@pytest.mark.parametrize("between", [None, "middleware", "handler"])   # of the host, who may want to answer too
+def test_a_stream_without_an_end_is_stopped_when_another_answer_takes_its_place(memory, asgi, between, caplog):
+    counted = Counted(memory.http_sessions)
+    counted.broken = StoreUnavailable("here", "away")
+    class Between(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next): return await call_next(request)
+    app = make_app(counted, middleware=[Middleware(Between)] if between == "middleware" else None,
+                   exception_handlers={OSError: lambda request, error: Response("of the host")} if between == "handler" else None)
+    sent, parts = [], []
+    @app.get("/endless")
+    def endless(sess):
+        sess["a"] = 1
+        async def stream():
+            while True:
+                parts.append(1)
+                yield "part"
+                await asyncio.sleep(0)
+        return StreamingResponse(stream())
+    async def send(message): sent.append(message)
+    asked = [{"type": "http.request", "body": b"", "more_body": False}]
+    async def receive():
+        if asked: return asked.pop()
+        await asyncio.sleep(3600)
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": asgi}, "method": "GET", "path": "/endless", "query_string": b"", "headers": [], "scheme": "http", "server": ("testserver", 80)}
+    run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert [m["status"] for m in sent if "status" in m] == [503] and b"part" not in b"".join(m.get("body", b"") for m in sent)
+    assert len(parts) < 100 and "failed after" not in caplog.text
+
+
 def test_the_app_cannot_add_to_the_answer_that_replaces_its_own(memory):
     counted = Counted(memory.http_sessions)
     counted.broken = StoreUnavailable("here", "away")
@@ -878,7 +1178,7 @@ def test_the_app_cannot_add_to_the_answer_that_replaces_its_own(memory):
     async def send(message): sent.append(message)
     async def receive(): return {"type": "http.request", "body": b"", "more_body": False}
     scope = {"type": "http", "method": "GET", "path": "/set", "query_string": b"key=a&value=1", "headers": [], "scheme": "http", "server": ("testserver", 80)}
-    asyncio.run(app(scope, receive, send))
+    run(app(scope, receive, send))
     assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"] and sent[0]["status"] == 503
 
 
@@ -888,9 +1188,27 @@ def test_a_store_without_http_sessions_says_which_has_them(tmp_path):
         with pytest.raises(InvalidInput, match=r"CjmStore keeps no HTTP sessions: pass open_store"): use(cjm)
 
 
-@pytest.mark.parametrize("options", [{"idle_s": 0}, {"idle_s": 1.5}, {"max_age": -1}, {"same_site": "lax; Domain=x"}, {"old_secrets": ("",)}, {"old_secrets": "old"}, {"carry_over_until": datetime(2026, 3, 1)}])
+@pytest.mark.parametrize("options", [{"idle_s": 0}, {"idle_s": 1.5}, {"max_age": -1}, {"same_site": "lax; Domain=x"}, {"old_secrets": ("",)}, {"old_secrets": "old"}, {"carry_over_until": datetime(2026, 3, 1)},
+                                     {"session_cookie": ""}, {"session_cookie": "é"}, {"session_cookie": "日"}, {"session_cookie": "a;b"}, {"session_cookie": "a=b"}, {"same_site": "none"},
+                                     {"session_cookie": "__Host-x"}, {"session_cookie": "__Host-x", "sess_https_only": True, "sess_path": "/app"}, {"sess_domain": "a;b"},
+                                     {"session_cookie": "__Host-x", "sess_https_only": True, "sess_domain": "example.org"}])
 def test_options_that_make_no_sense_are_refused_at_the_start(memory, options):
     with pytest.raises(InvalidInput): TestClient(make_app(memory, **options)).get("/untouched")
+
+
+def test_a_secret_is_a_secret(memory, tmp_path, monkeypatch):
+    middleware = stored_sessions(memory)
+    for none in (None, "", Secret("")):
+        with pytest.raises(InvalidInput, match="secret_key"): middleware(None, none)
+    assert middleware(None, Secret("s")).cookie.secret_keys == ("s",)
+    with pytest.raises(InvalidInput, match="partitioned"): middleware(None, "s", partitioned=True)
+    monkeypatch.chdir(tmp_path)   # FastHTML makes a secret and keeps it here if none is given
+    ann = visitor(make_app(memory, secret=None))
+    ann.get("/set?key=a&value=1")
+    assert signed(cookie_of(ann).partition(".")[0], (tmp_path / ".sesskey").read_text()) == cookie_of(ann)
+    assert seen(make_app(memory, secret=None), cookie_of(ann)) == {"a": 1}
+    (tmp_path / ".sesskey").write_text("")
+    with pytest.raises(InvalidInput, match="secret_key"): TestClient(make_app(memory, secret=None)).get("/untouched")
 
 
 # -- moving from the cookie ------------------------------------------------------------------------------------------------
@@ -976,16 +1294,15 @@ def test_hostile_cookies_carry_nothing_over(memory, cookie):
     assert seen(app, cookie) == {} and count(memory) == 0
 
 
-def test_a_cookie_beyond_its_age_is_not_carried_over(memory, monkeypatch):
-    app, old = make_app(memory, carry_over_until=tomorrow(), max_age=60), starlette_cookie({"user": "ann"})
-    later = time.time() + 61
-    monkeypatch.setattr("itsdangerous.timed.time.time", lambda: later)
-    assert seen(app, old) == {}
+def test_a_cookie_beyond_its_age_is_not_carried_over(memory):
+    old, now = starlette_cookie({"user": "ann"}), time.time_ns() // 1000
+    for age, content in ((62, {}), (-5, {}), (58, {"user": "ann"})):
+        assert seen(make_app(memory, carry_over_until=tomorrow(), max_age=60, clock=lambda: now + age * SECOND), old) == content
 
 
 def test_what_was_never_json_is_left_out(memory, caplog):
     app = make_app(memory, carry_over_until=tomorrow())
-    assert seen(app, starlette_cookie({"a": 1, "b": float("inf")})) == {"a": 1} and "'b'" in caplog.text
+    assert seen(app, starlette_cookie({"a": 1, "b": float("inf")})) == {"a": 1} and "it is no JSON" in caplog.text
 
 
 def test_moving_to_https_in_the_same_step_removes_the_plain_cookie(memory):
@@ -999,6 +1316,15 @@ def test_moving_to_https_in_the_same_step_removes_the_plain_cookie(memory):
 def test_spent_cookies_are_forgotten_when_no_server_takes_them(store):
     app = make_app(store, carry_over_until=tomorrow(), max_age=60)
     seen(app, starlette_cookie({"user": "ann"}))
-    later = time.time_ns() // 1000
-    assert clear_expired(store, clock=lambda: later + 50 * SECOND) == 0 and store.rows("SELECT count(*) FROM wfs_http_spent") == [(1,)]
-    assert clear_expired(store, clock=lambda: later + 62 * SECOND) == 1 and store.rows("SELECT count(*) FROM wfs_http_spent") == [(0,)]
+    now = time.time_ns() // 1000
+    def clear(seconds): return clear_expired(store, clock=lambda: now + seconds * SECOND), store.rows("SELECT count(*) FROM wfs_http_spent")[0][0]
+    assert [clear(seconds) for seconds in (50, 70, DAY - 60, DAY + 60)] == [(0, 1), (1, 1), (0, 1), (0, 0)]
+
+
+def test_a_spent_cookie_stays_spent_when_the_span_is_made_longer(store):
+    now, old, until = time.time_ns() // 1000, starlette_cookie({"user": "ann"}), tomorrow()
+    first = visitor(make_app(store, carry_over_until=until, max_age=60), old)
+    assert first.get("/all").json() == {"user": "ann"}
+    first.get("/logout")
+    clear_expired(store, clock=lambda: now + 3600 * SECOND)
+    assert seen(make_app(store, carry_over_until=until, max_age=10_000, clock=lambda: now + 3600 * SECOND), old) == {}

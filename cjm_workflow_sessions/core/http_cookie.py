@@ -10,16 +10,18 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import secrets
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from itsdangerous import BadSignature, Signer, TimestampSigner
 from starlette.requests import HTTPConnection
 
+from .lifetime import SECOND
 from ..errors import InvalidInput, NotJSON
 from ..stores.base import Spent
 from ..utils import dump_json
@@ -40,6 +42,7 @@ def digest_of(
 # %% ../../nbs/core/http_cookie.ipynb #543d32ad
 class Carried(NamedTuple):
     "The content of a Starlette cookie, on its way into the store."
+    key: str # Of the session that it becomes
     values: dict[str, str] # Key → JSON text
     spent: Spent # What the store remembers of the cookie
 
@@ -52,18 +55,21 @@ class Ticket(NamedTuple):
 def read_plain_cookie(
     value: str, # From the browser: anything
     secret_keys: tuple[str, ...], # Any of them may have signed it
-    max_age_s: int|None, # Age from which Starlette would not take it; None: it takes any
+    max_age_s: int|None, # Age above which Starlette would not take it; None: it takes any
+    now: int, # Microseconds since the epoch, UTC
+    until: int, # Cookies are read until then
 ) -> Ticket|None: # None if it is not one of ours, or too old
     "Read the content of a cookie of Starlette's `SessionMiddleware`."
     for secret in secret_keys:
-        try: content, signed_at = TimestampSigner(secret).unsign(value.encode(), max_age=max_age_s, return_timestamp=True)
+        try: content, signed = TimestampSigner(secret).unsign(value.encode(), return_timestamp=True)
         except (BadSignature, ValueError): continue   # ValueError: a time beyond the calendar
+        signed_at, age_s = int(signed.timestamp()) * SECOND, max_age_s or FOREVER_S
+        if not 0 <= now // SECOND - signed_at // SECOND <= age_s: return None
         try: found = json.loads(b64decode(content))
         except (ValueError, RecursionError): return None
         if not isinstance(found, dict): return None
         key = _key_from(value.rpartition(".")[0], secret)
-        ends = int(signed_at.timestamp() * 1e6) + (max_age_s or FOREVER_S) * 1_000_000
-        return Ticket(key, True, Carried(_texts(found), Spent(digest_of(key), ends)))
+        return Ticket(key, True, Carried(key, _texts(found), Spent(digest_of(key), max(signed_at + (age_s + 1) * SECOND, until))))
     return None
 
 def _key_from(signed: str, secret: str) -> str: # Known only to those who know the secret
@@ -95,9 +101,20 @@ class SessionCookie:
     def __post_init__(self):
         "Raise `InvalidInput` for what no browser would take."
         if not all(isinstance(s, str) and s for s in self.secret_keys): raise InvalidInput("secret_key", "must be text of at least one character")
+        if not isinstance(self.name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", self.name):
+            raise InvalidInput("session_cookie", f"{self.name!r} is no name of a cookie: use letters, digits, '-' and '_' (RFC 6265, 4.1.1)")
+        for name, value in (("path", self.path), ("domain", self.domain or "")):
+            if not re.fullmatch(r"[ -:<-~]*", value): raise InvalidInput(name, f"{value!r} holds what cannot stand in a cookie")
         if self.same_site not in ("lax", "strict", "none"): raise InvalidInput("same_site", f"{self.same_site!r} is not lax, strict or none")
         if self.carry_over_until and self.carry_over_until.tzinfo is None:
             raise InvalidInput("carry_over_until", "needs a time zone, such as datetime(2026, 3, 1, tzinfo=timezone.utc)")
+        self._check_https()
+
+    def _check_https(self) -> None: # Browsers drop such cookies without a word (draft-ietf-httpbis-rfc6265bis, 5.7)
+        prefix = next((p for p in ("__Host-", "__Secure-") if self.name.lower().startswith(p.lower())), "")
+        for name, given in (("same_site='none'", self.same_site == "none"), ("partitioned", self.partitioned), (f"a name that begins with {prefix}", bool(prefix))):
+            if given and not self.https_only: raise InvalidInput("https_only", f"{name} needs a cookie that always goes by https: give FastHTML sess_https_only=True")
+        if prefix == "__Host-" and (self.path != "/" or self.domain): raise InvalidInput("session_cookie", "a name that begins with __Host- goes with the path / and no domain")
 
     def is_secure(self,
         scope: MutableMapping[str, Any], # ASGI scope of the request
@@ -114,14 +131,15 @@ class SessionCookie:
 
     def read(self,
         scope: MutableMapping[str, Any], # ASGI scope of the request
+        now: int, # Microseconds since the epoch, UTC
     ) -> Ticket|None: # None if the browser brought nothing that can be a session's
         "Find the key that the browser brought."
         cookies = HTTPConnection(scope).cookies
         key, signed_by = self._unsign(cookies.get(self.name_for(scope), ""))
         if key: return Ticket(key, is_old=signed_by > 0)
-        if self.carry_over_until is None or datetime.now(timezone.utc) >= self.carry_over_until: return None
+        until = int(self.carry_over_until.timestamp() * SECOND) if self.carry_over_until else 0
         plain = cookies.get(self.name)
-        return read_plain_cookie(plain, self.secret_keys, self.max_age_s) if plain else None
+        return read_plain_cookie(plain, self.secret_keys, self.max_age_s, now, until) if plain and now < until else None
 
     def _unsign(self, value: str) -> tuple[str, int]: # Key and the place of the secret that signed it; "" if none did
         if len(value) > 200: return "", 0

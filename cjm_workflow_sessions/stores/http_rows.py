@@ -98,11 +98,10 @@ class HTTPRows:
 
     @contextmanager
     def _alone(self) -> Iterator[Run]:
-        with self.store.transaction() as run:
-            if getattr(run, "joined", False):
-                raise InvalidInput("transaction", "an HTTP session is not written inside a transaction of the same store, which could undo a logout "
-                                                  "that the visitor was told of: save or flush it after the block")
-            yield run
+        if self.store.in_transaction:
+            raise InvalidInput("transaction", "an HTTP session is not written inside a transaction of the same store, which could undo a logout "
+                                              "that the visitor was told of: save or flush it after the block")
+        with self.store.transaction() as run: yield run
 
     def _put(self, run: Run, row_id: int, values: Mapping[str, str]) -> None:
         if values:

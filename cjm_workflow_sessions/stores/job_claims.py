@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import StoreUnavailable
 from ..models import Job, JobFailure, JobPhase
 from .job_port import Allowance, Announce, Checkpoint, Claim, JobLost, Once, Saved
 from .job_rows import PREFIX, JobRows, read_job, select_jobs
@@ -33,7 +33,7 @@ class JobClaims(JobRows):
         "Take a job that is due."
         which, args = self._due([k.kind for k in kinds], only)
         if not kinds or not self.store.rows(f"SELECT 1 FROM wfs_job j WHERE {which} LIMIT 1", args): return None
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             full, full_args = self._full(run, [k for k in kinds if k.at_once is not None or k.per_owner is not None])
             # A row cannot be ended with `take` and read from an expression at once, so its columns are read afterwards.
             found = run(f"SELECT j.id FROM wfs_job j WHERE {which}{full} ORDER BY j.due_at, j.id LIMIT 1{self.store.dialect.take}", args + full_args)
@@ -70,13 +70,13 @@ class JobClaims(JobRows):
     ) -> Saved: # What came of it
         "Write a checkpoint in one commit. Raises `JobLost`, `StoreError`."
         done, phase = checkpoint, claim.job.phase
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             cancelling = self._move_on(run, claim, done, lease_us)
             if done.lists: run.many("""INSERT INTO wfs_job_list(id, phase, number, items) VALUES(?,?,?,?)
                 ON CONFLICT(id, phase, number) DO UPDATE SET items = excluded.items""", [(claim.row_id, phase, *kept) for kept in done.lists])
             if done.settled: run.many("DELETE FROM wfs_job_failure WHERE id = ? AND phase = ? AND number = ?", [(claim.row_id, phase, n) for n in done.settled])
-            failed = [f for f in (self._happen(run, claim, once) for once in done.once) if f]
-            self._put_failures(run, claim, [*done.failures, *failed])
+            self._put_failures(run, claim, done.failures)
+            failed = self._let_happen(run, claim, done.once)
             if failed: run(f"UPDATE wfs_job SET {PREFIX[phase]}failed = {PREFIX[phase]}failed + ? WHERE id = ?", (len(failed), claim.row_id))
             is_over = cancelling and done.status is None
             if is_over: run(f"UPDATE wfs_job SET {_rest('cancelled', self.now_sql)} WHERE id = ?", (claim.row_id,))
@@ -101,8 +101,14 @@ class JobClaims(JobRows):
         if not held: raise JobLost(claim.job.job_id)
         return bool(held[0][0])
 
+    def _let_happen(self, run: Run, claim: Claim, each: Sequence[Once]) -> list[JobFailure]: # Items that have failed by it, and not otherwise already
+        found = {f.number: f for f in (self._happen(run, claim, once) for once in each) if f}
+        before = {n for n in found if run("SELECT 1 FROM wfs_job_failure WHERE id = ? AND phase = ? AND number = ?", (claim.row_id, claim.job.phase, n))}
+        self._put_failures(run, claim, list(found.values()))
+        return [f for n, f in found.items() if n not in before]
+
     def _happen(self, run: Run, claim: Claim, once: Once) -> JobFailure|None: # What it counts as if it fails
-        "Run an effect if its key is new. Raises `StoreError`, which is nobody's item's fault."
+        "Run an effect if its key is new. Raises `StoreUnavailable`, for which no item can be blamed."
         key = (claim.row_id, once.digest)
         record = "INSERT INTO wfs_job_once(id, digest) VALUES(?,?) ON CONFLICT(id, digest) DO NOTHING RETURNING 1"
         if once.effect is None:
@@ -111,7 +117,7 @@ class JobClaims(JobRows):
         run("SAVEPOINT wfs_effect")
         try:
             if run(record, key): once.effect()
-        except StoreError: raise
+        except StoreUnavailable: raise
         except Exception as e:
             run("ROLLBACK TO SAVEPOINT wfs_effect")
             log.warning("an effect of job %s failed: %s", claim.job.job_id[:8], type(e).__name__, extra={"job": claim.job.job_id[:8]})
@@ -187,7 +193,7 @@ class JobClaims(JobRows):
         announce: Announce, # Called if it is done
     ) -> bool: # False if somebody has taken or changed it
         "Raise the epoch of a job that is due."
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             held = run(f"""UPDATE wfs_job SET epoch = epoch + 1 WHERE job_id = ? AND epoch = ? AND due_at <= {self.now_sql} RETURNING epoch""", (job.job_id, job.epoch))
             if not held: return False
             announce(run, read_job(run(f"{select_jobs(self.now_sql)} WHERE j.job_id = ?", (job.job_id,))[0]))
@@ -199,7 +205,7 @@ class JobClaims(JobRows):
         alive_us: int, # For how long this holds, unless it is repeated
     ) -> None:
         "Say that a runner is there."
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             run(f"""INSERT INTO wfs_job_runner(worker, kinds, alive_until) VALUES(?,?,{self.now_sql} + ?)
                 ON CONFLICT(worker) DO UPDATE SET kinds = excluded.kinds, alive_until = excluded.alive_until""", (worker, json.dumps(sorted(kinds)), alive_us))
             run(f"DELETE FROM wfs_job_runner WHERE alive_until < {self.now_sql}")

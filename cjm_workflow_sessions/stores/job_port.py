@@ -27,7 +27,7 @@ class NewJob(NamedTuple):
     flow_id: str|None = None # Workflow of its session
     session_id: str|None = None # Session that it belongs to
     client: str|None = None # Digest of what makes a repeated start the same job
-    due_at: int = 0 # Not to be taken before
+    due_at: int|None = None # Not to be taken before; None: at once
 
 class JobFilter(NamedTuple):
     "Which jobs a list shows; None or empty: any."

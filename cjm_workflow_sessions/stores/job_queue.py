@@ -70,14 +70,15 @@ class JobQueue(JobClaims):
         limit: int, # Rows wanted
     ) -> list[Job]: # The longest waiting first
         "Read jobs that anybody may take and nobody has been told of: their runner is gone, or they found no room when it was their turn, and there is some now."
+        # One that is locked is being changed, or a frozen program holds it until the server takes it away: nobody waits for it here.
         due = f"j.due_at <= {self.now_sql} AND j.kind IN ({marks(len(kinds))})"
         told = f"""SELECT 1 FROM procrastinate_jobs q WHERE q.queueing_lock = j.job_id AND (q.status = 'todo' OR q.status = 'doing' AND (q.args->>'epoch')::bigint = j.epoch
             AND EXISTS (SELECT 1 FROM procrastinate_workers w WHERE w.id = q.worker_id AND w.last_heartbeat > now() - ? * interval '1 microsecond'))"""
         names = tuple(k.kind for k in kinds)
         if not kinds or not self.store.rows(f"SELECT 1 FROM wfs_job j WHERE {due} AND NOT EXISTS ({told}) LIMIT 1", (*names, alive_us)): return []
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             full, full_args = self._full(run, [k for k in kinds if k.at_once is not None or k.per_owner is not None])
-            found = run(f"{select_jobs(self.now_sql)} WHERE {due}{full} AND NOT EXISTS ({told}) ORDER BY j.due_at, j.id LIMIT ?", (*names, *full_args, alive_us, limit))
+            found = run(f"{select_jobs(self.now_sql)} WHERE {due}{full} AND NOT EXISTS ({told}) ORDER BY j.due_at, j.id LIMIT ? FOR UPDATE OF j SKIP LOCKED", (*names, *full_args, alive_us, limit))
         return _with_room([read_job(row) for row in found], kinds)
 
     def sweep(self) -> int: # Rows deleted

@@ -99,9 +99,9 @@ class JobRows:
     ) -> tuple[Job, bool]: # The job, and whether it is new
         "Insert a job, or find the one that has the same `client`."
         check_text(kind=new.kind, owner=new.owner, flow_id=new.flow_id, session_id=new.session_id)
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             made = run(f"""INSERT INTO wfs_job(job_id, kind, owner, flow_id, session_id, client, status, phase, due_at, revision, created_at, updated_at)
-                VALUES(?,?,?,?,?,?,'starting','processing',?,1,{self.now_sql},{self.now_sql}) ON CONFLICT(client) DO NOTHING RETURNING id, job_id""",
+                VALUES(?,?,?,?,?,?,'starting','processing',coalesce(?, {self.now_sql}),1,{self.now_sql},{self.now_sql}) ON CONFLICT(client) DO NOTHING RETURNING id, job_id""",
                 (str(uuid.uuid4()), new.kind, new.owner, new.flow_id, new.session_id, new.client, new.due_at))
             if made: run("INSERT INTO wfs_job_parameters(id, value) VALUES(?,?)", (made[0][0], new.parameters))
             key, value = ("id", made[0][0]) if made else ("client", new.client)
@@ -174,7 +174,7 @@ class JobRows:
     ) -> Iterator[JobEdit]: # `with jobs.edit(id) as held:`
         "Hold a job for a change. Raises `JobNotFound`."
         mine, args = _scope(owner)
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             if not run(f"UPDATE wfs_job AS j SET revision = revision + 1 WHERE job_id = ?{mine} RETURNING id", (job_id, *args)): raise JobNotFound(job_id)
             yield HeldJob(run, self, job_id)
 
@@ -185,7 +185,7 @@ class JobRows:
     ) -> bool: # False if there is none
         "Delete a job with all that hangs on it."
         mine, args = _scope(owner)
-        with self.store.transaction() as run: return bool(run(f"DELETE FROM wfs_job AS j WHERE job_id = ?{mine} RETURNING id", (job_id, *args)))
+        with self.store.brief() as run: return bool(run(f"DELETE FROM wfs_job AS j WHERE job_id = ?{mine} RETURNING id", (job_id, *args)))
 
     def clear(self,
         keep_us: Mapping[str, int|None], # Kind → how long it is kept after its end; None: for ever
@@ -206,7 +206,7 @@ class JobRows:
         arguments = (*kept, *args, limit)
         if dry_run: return [job_id for (job_id,) in self.store.rows(old.format("j.job_id"), arguments)]
         if not self.store.rows(old.format("1"), arguments[:-1] + (1,)): return []   # most times there is nothing, and nobody has to wait
-        with self.store.transaction() as run:
+        with self.store.brief() as run:
             gone = run(f"DELETE FROM wfs_job WHERE id IN ({old.format('j.id')}{self.store.dialect.take}) RETURNING job_id", arguments)
         return [job_id for (job_id,) in gone]
 

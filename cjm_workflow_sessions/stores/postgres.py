@@ -162,6 +162,10 @@ class PostgresSessionStore(SQLSessionStore):
         "Begin a transaction."
         return self._db.transaction()
 
+    def brief(self) -> PostgresTransaction: # `with store.brief() as run:`
+        "Begin a transaction that the server ends if this program, or its machine, is silent in it for as long as others wait for a lock."
+        return PostgresTransaction(self._db, is_brief=True)
+
     @property
     def in_transaction(self) -> bool: return joined(self._db) is not None # Whether a write made here is a part of something larger
 

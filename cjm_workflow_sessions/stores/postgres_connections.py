@@ -227,9 +227,11 @@ class PostgresTransaction(Joinable):
     "A transaction for the length of a `with` block: committed at its end, rolled back on an exception. Within another one, a savepoint of it."
     def __init__(self,
         connections: PostgresConnections, # Of this process
+        *,
+        is_brief: bool = False, # Whether the server ends it when nothing is heard for as long as others wait for a lock
     ):
         "Hold nothing yet."
-        self.connections = connections
+        self.connections, self.is_brief = connections, is_brief
 
     def __enter__(self) -> "PostgresTransaction": # What runs a statement
         "Begin. Raises `StoreError`."
@@ -237,7 +239,8 @@ class PostgresTransaction(Joinable):
         self._lent = self.connections.connection()
         self.connection = self._lent.__enter__()
         self.begin_in(self.connections, around)
-        try: self.connection.execute(f"SAVEPOINT wfs_{self.depth}" if around else "BEGIN")
+        begin = f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {max(1, round(self.connections.patience_s * 1000))}" if self.is_brief else "BEGIN"
+        try: self.connection.execute(f"SAVEPOINT wfs_{self.depth}" if around else begin, prepare=False)   # two statements cannot be prepared as one
         except BaseException as e:
             self.end()
             self._give_back(e)

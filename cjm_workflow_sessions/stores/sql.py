@@ -123,6 +123,7 @@ class SQLSessionStore:
     # -- what an adapter brings --------------------------------------------------------------------------------------
     def rows(self, statement: str, args: tuple = ()) -> list[tuple]: raise TypeError("an adapter defines rows")
     def transaction(self) -> AbstractContextManager[Run]: raise TypeError("an adapter defines transaction")
+    def brief(self) -> AbstractContextManager[Run]: return self.transaction() # One that others must not wait for if this program is frozen in it
     @property
     def in_transaction(self) -> bool: raise TypeError("an adapter defines in_transaction")
     def field_path(self, field: str) -> str: raise TypeError("an adapter defines field_path")
