@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 ASSETS := cjm_workflow_sessions/static/sessions.css
 SOURCES := $(wildcard tools/sessions.css tools/build_assets.py tools/render_states.py cjm_workflow_sessions/assets/* cjm_workflow_sessions/*/*.py)
 
-.PHONY: help setup browser postgres test demo assets gate types readme screenshot lock wheel clean
+.PHONY: help setup browser postgres test demo assets gate types bench readme screenshot lock wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,7 +26,7 @@ postgres:
 
 test: setup assets ## The notebooks and the tests
 	.venv/bin/nbdev-test
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 demo: setup assets ## The ingest workflow on real files; HOST, PORT and DATA from the environment
 	.venv/bin/cjm-workflow-sessions demo $(ARGS)
@@ -42,6 +42,14 @@ gate: .venv/.ready ## What tests of behaviour do not see: tools/gate --help
 types: .venv/.ready ## The type checker
 	$(PYTHON) -m mypy
 
+build/bench/.ready: bench/requirements.lock bench/package-lock.json pyproject.toml | .venv/.ready
+	LOCK=bench/requirements.lock tools/setup python build/bench 3.12 3.13
+	tools/setup node bench
+	@touch $@
+
+bench: build/bench/.ready assets browser ## Speed beside the published libraries and raw sqlite3, into bench/RESULTS.md; ARGS=store for one part
+	build/bench/bin/python bench/run.py $(ARGS)
+
 readme: .venv/.ready ## README.md from nbs/index.ipynb
 	$(PYTHON) tools/readme.py
 
@@ -51,10 +59,12 @@ screenshot: setup assets ## The picture in the README
 lock: ## requirements.lock from pyproject.toml; npm install does it for package-lock.json
 	tools/uv pip compile pyproject.toml --extra dev --universal --python-version 3.12 --generate-hashes \
 	    --no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+	tools/uv pip compile pyproject.toml --extra bench --universal --python-version 3.12 --generate-hashes --constraints requirements.lock \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file bench/requirements.lock
 
 wheel: setup assets ## The package to publish, into dist/
 	$(PYTHON) -m build --no-isolation
 
 clean: ## Remove all that the targets made
-	rm -rf .venv node_modules build dist cjm_workflow_sessions/static cjm_workflow_sessions.egg-info .mypy_cache .pytest_cache
+	rm -rf .venv node_modules bench/node_modules build dist cjm_workflow_sessions/static cjm_workflow_sessions.egg-info .mypy_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -162,7 +162,8 @@ def dump_json(
     "Write `value` as JSON. Raises `NotJSON` if that cannot be done."
     try: text = _ENCODER.encode(value)   # finds a value that holds itself
     except (TypeError, ValueError, RecursionError) as e: raise NotJSON(key, str(e)) from e
-    if isinstance(value, _NESTED) and _deeper_than(MAX_DEPTH, value):
+    # The cheap questions first: each level writes a bracket.
+    if isinstance(value, _NESTED) and text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(MAX_DEPTH, value):
         raise NotJSON(key, f"it is nested deeper than {MAX_DEPTH} levels")
     return text
 

@@ -205,7 +205,7 @@ class Transaction(Joinable):
     def __exit__(self, kind: Any, error: BaseException|None, trace: Any) -> None:
         "Commit or roll back. Raises `StoreError`."
         try:
-            if error is None or self.pid != os.getpid(): self.check_alive(self.connections.path)
+            if error is None or self.forked: self.check_alive(self.connections.path)
             if self.outer: self._end_joined(error is None)
             else: self._end(error is None)
         except sqlite3.Error as e: raise self.connections.explained(e) from e

@@ -13,6 +13,12 @@ from typing import Any
 from ..errors import StoreError, StoreUnavailable
 
 # %% ../../nbs/stores/joining.ipynb #7b087760
+_process = [object()] # Another one in each fork
+
+def _after_fork() -> None: _process[0] = object()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_after_fork)
+
 _open: ContextVar[tuple["Joinable", ...]] = ContextVar("open transactions of session stores", default=())
 
 class Joinable:
@@ -20,29 +26,33 @@ class Joinable:
     owner: Any # What hands out connections; a transaction of another one is not joined
     outer: "Joinable|None" = None # The one it has joined; None: it has begun one
     ended = False # Whether it was left
-    pid = 0 # Of the process that began it
+    process: object = None # The one that began it
 
     def begin_in(self,
         owner: Any, # What hands out connections
         outer: "Joinable|None", # From `joined`
     ) -> None:
         "Be the transaction of this context from now on."
-        self.owner, self.outer, self.pid, self.ended = owner, outer, os.getpid(), False
+        self.owner, self.outer, self.process = owner, outer, _process[0]
         _open.set((*_open.get(), self))
 
     def end(self) -> None:
         "Be no longer; in another context it is forgotten with the next transaction there."
         self.ended = True
-        _open.set(tuple(t for t in _open.get() if not t.ended))
+        around = _open.get()
+        _open.set(() if around == (self,) else tuple(t for t in around if not t.ended))
 
     @property
     def depth(self) -> int: return 0 if self.outer is None else self.outer.depth + 1 # Transactions around it; names its savepoint
+
+    @property
+    def forked(self) -> bool: return self.process is not _process[0] # Whether another process began it
 
     def check_alive(self,
         where: str, # Path or address, for the message
     ) -> None:
         "Refuse to go on where others would be harmed. Raises `StoreError`."
-        if self.pid != os.getpid(): raise StoreUnavailable(where, "this process was forked in the middle of a write: start it afresh")
+        if self.forked: raise StoreUnavailable(where, "this process was forked in the middle of a write: start it afresh")
         if self.ended or (self.outer is not None and self.outer.ended):
             raise StoreError(where, "the transaction that this write belongs to has ended: nothing was stored")
 

@@ -42,7 +42,7 @@ def merge(
     replaced: str, # As for `schema.touch`
 ) -> str: # Takes the arguments of `schema.touch`, then bytes, keys and values to put, then keys to remove
     "Write a whole change of a session as one statement."
-    return f"""WITH s AS ({sql.touch(scoped, columns, replaced)}),
+    return f"""WITH s AS ({sql.touch(scoped, columns, replaced, outdate=True)}),
         put AS (INSERT INTO wfs_value(id, bytes, key, value) SELECT s.id, v.bytes, v.key, v.value
             FROM s, unnest(?::bigint[], ?::text[], ?::text[]) WITH ORDINALITY AS v(bytes, key, value, place) ORDER BY v.place
             ON CONFLICT(id, {POSTGRES.key}) DO UPDATE {sql.REPLACE}),

@@ -266,7 +266,7 @@ class PostgresTransaction(Joinable):
 
     def __exit__(self, kind: Any, error: BaseException|None, trace: Any) -> None:
         "Commit or roll back. Raises `StoreError`."
-        if self.pid != os.getpid(): return self.check_alive(self.connections.where)   # nothing may go to the parent's server
+        if self.forked: return self.check_alive(self.connections.where)   # nothing may go to the parent's server
         try:
             if error is None: self._commit()
             else: self._roll_back()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPLACE', 'SQLITE', 'LEDGER', 'MIGRATIONS', 'SUMMARY', 'INSERT', 'TALLY', 'NEAR', 'Migration', 'Dialect',
-           'one_session', 'select_values', 'touch', 'marks', 'page_query', 'sort_expression']
+           'one_session', 'select_values', 'touch', 'of_owner', 'marks', 'page_query', 'sort_expression']
 
 # %% ../../nbs/stores/schema.ipynb #21f46d9c
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Dialect:
     ) -> tuple[str, tuple]: # Condition and its arguments
         "Pick the rows whose column holds one of some values."
         if self.has_arrays: return f"{column} = ANY(?::text[])", (list(values),)
-        return f"{column} IN ({marks(len(values))})", tuple(values)
+        return _in(column, len(values)), tuple(values)
 
     def statements(self,
         migration: Migration, # Any
@@ -82,11 +82,11 @@ MIGRATIONS = (
             title {TEXT} NOT NULL, sort_fields {TEXT} NOT NULL DEFAULT '{{}}', shown_by {TEXT} NOT NULL DEFAULT '', deleted_at BIGINT,
             UNIQUE(flow_id, session_id))""",
         "CREATE INDEX wfs_session_recent ON wfs_session(flow_id, updated_at DESC, id DESC) WHERE deleted_at IS NULL",
-        "CREATE INDEX wfs_session_owner ON wfs_session(flow_id, owner, updated_at DESC, id DESC) WHERE deleted_at IS NULL",
+        "CREATE INDEX wfs_session_owner ON wfs_session(flow_id, owner, updated_at DESC, id DESC) WHERE deleted_at IS NULL AND owner <> ''",
         "CREATE INDEX wfs_session_title ON wfs_session(flow_id, {TITLE}, id, deleted_at) WHERE deleted_at IS NULL",
-        "CREATE INDEX wfs_session_owner_title ON wfs_session(flow_id, owner, {TITLE}, id, deleted_at) WHERE deleted_at IS NULL",
+        "CREATE INDEX wfs_session_owner_title ON wfs_session(flow_id, owner, {TITLE}, id, deleted_at) WHERE deleted_at IS NULL AND owner <> ''",
         "CREATE INDEX wfs_session_shown ON wfs_session(flow_id, shown_by) WHERE deleted_at IS NULL",
-        "CREATE INDEX wfs_session_owner_shown ON wfs_session(flow_id, owner, shown_by) WHERE deleted_at IS NULL",
+        "CREATE INDEX wfs_session_owner_shown ON wfs_session(flow_id, owner, shown_by) WHERE deleted_at IS NULL AND owner <> ''",
         "CREATE INDEX wfs_session_trash ON wfs_session(flow_id, deleted_at) WHERE deleted_at IS NOT NULL",
         """CREATE TABLE wfs_value(
             seq {ID}, id BIGINT NOT NULL REFERENCES wfs_session(id) ON DELETE CASCADE, bytes BIGINT NOT NULL,
@@ -176,12 +176,23 @@ def touch(
     scoped: bool, # To one owner, or to any
     columns: tuple[str, ...] = (), # Columns of the session to set as well
     replaced: str = "", # Condition on `v` for the state keys that are replaced or removed by the same write
-) -> str: # Takes: now, now, bytes of the new values, the arguments of `replaced`, the columns, then those of `one_session`; gives id, created_at
+    outdate: bool = False, # Whether to set `shown_by` as well, which two indexes hold
+) -> str: # Takes: now, now, bytes of the new values, the arguments of `replaced`, the columns, then those of `one_session`; gives id, created_at, shown_by
     "Write the statement with which every write of a session begins."
     lost = f"SELECT sum(v.bytes) FROM wfs_value v WHERE v.id = s.id AND {replaced}" if replaced else "SELECT 0"
     return ("UPDATE wfs_session AS s SET updated_at = CASE WHEN s.updated_at >= ? THEN s.updated_at + 1 ELSE ? END, "
-            f"size = s.size + ? - coalesce(({lost}), 0), shown_by = CASE WHEN s.shown_by = '' THEN '' ELSE '-' END"
-            + "".join(f", {c} = ?" for c in columns) + f" WHERE {one_session(scoped)} RETURNING id, created_at")
+            f"size = s.size + ? - coalesce(({lost}), 0)" + (", shown_by = CASE WHEN s.shown_by = '' THEN '' ELSE '-' END" if outdate else "")
+            + "".join(f", {c} = ?" for c in columns) + f" WHERE {one_session(scoped)} RETURNING id, created_at, shown_by")
+
+@lru_cache
+def _in(column: str, n: int) -> str: return f"{column} IN ({marks(n)})"
+
+def of_owner(
+    owner: str|None, # None: of any owner
+) -> tuple[str, tuple]: # More of a condition on `s`, and its arguments
+    "Pick the sessions of an owner in words that let a database use the indexes of owners."
+    if owner is None: return "", ()
+    return (" AND s.owner = ? AND s.owner <> ''", (owner,)) if owner else (" AND s.owner = ''", ())
 
 def marks(n: int) -> str: # "?,?,?"
     "Write `n` placeholders."

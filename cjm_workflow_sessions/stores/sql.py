@@ -40,7 +40,7 @@ def key_rows(
     state: Mapping[str, Any], # Values that JSON can hold
 ) -> list[KeyRow]:
     "Write each value. Raises `NotJSON` before anything is stored, `InvalidInput` if the state is no dict."
-    if not isinstance(state, Mapping): raise InvalidInput("state", f"must be a dict of keys and values, not {type(state).__name__}")
+    if type(state) is not dict and not isinstance(state, Mapping): raise InvalidInput("state", f"must be a dict of keys and values, not {type(state).__name__}")
     # 1 and "1" are one key in JSON, and the last wins, as in `json.loads`.
     rows = {key_text(k): dump_json(k, v) for k, v in state.items()}
     return list(rows.items())
@@ -224,7 +224,8 @@ class SQLSessionStore:
         self._put(run, new[0][0], values)
 
     def _put(self, run: Run, row_id: int, values: list[KeyRow]) -> None:
-        if values: run.many(self.dialect.put, [(row_id, row_bytes(row), *row) for row in values])
+        if len(values) == 1: run(self.dialect.put, (row_id, row_bytes(values[0]), *values[0]))
+        elif values: run.many(self.dialect.put, [(row_id, row_bytes(row), *row) for row in values])
 
     def insert_sessions(self,
         rows: Iterable[tuple[SessionSummary, Mapping[str, Any]]], # Summary with its times, and the state
@@ -253,16 +254,17 @@ class SQLSessionStore:
 
     def _write(self, run: Run, at: At, change: Change) -> bool:
         "Touch the session: lock its row, move `updated_at`, set the columns; then replace and remove keys. False if there is no such session."
-        now, keys = now_us(), [k for k, _ in change.values] + change.gone
+        values, gone, columns = change
+        now, keys = now_us(), [k for k, _ in values] + gone
         replaced, key_args = self.dialect.among("v.key", keys) if keys else ("", ())
-        touched = run(sql.touch(at.scoped, tuple(change.columns), replaced),
-                      (now, now, sum(map(row_bytes, change.values)), *key_args, *change.columns.values(), *at.args))
+        touched = run(sql.touch(at.scoped, tuple(columns), replaced), (now, now, sum(map(row_bytes, values)), *key_args, *columns.values(), *at.args))
         if not touched: return False
-        row_id, created_at = touched[0]
-        if "label" in change.columns:
-            run("UPDATE wfs_session SET title = ? WHERE id = ?", (title_of(change.columns["label"], created_at), row_id))
-        self._put(run, row_id, change.values)
-        for key in change.gone: run("DELETE FROM wfs_value WHERE id = ? AND key = ?", (row_id, key))
+        row_id, created_at, shown_by = touched[0]
+        # Not with the touch: setting a column writes its indexes, whether it changes or not.
+        if shown_by not in ("", "-"): run("UPDATE wfs_session SET shown_by = '-' WHERE id = ?", (row_id,))
+        if "label" in columns: run("UPDATE wfs_session SET title = ? WHERE id = ?", (title_of(columns["label"], created_at), row_id))
+        self._put(run, row_id, values)
+        for key in gone: run("DELETE FROM wfs_value WHERE id = ? AND key = ?", (row_id, key))
         return True
 
     def change_session(self,
@@ -554,7 +556,7 @@ class SQLSessionStore:
         limit: int = 1000, # Rows wanted
     ) -> list[SessionSummary]:
         "Read sessions whose title and fields were not made by `version` from what they hold now."
-        mine, args = ("", ()) if owner is None else (" AND s.owner = ?", (owner,))
+        mine, args = sql.of_owner(owner)
         part = f"SELECT {sql.SUMMARY} FROM wfs_session s WHERE s.flow_id = ? AND s.deleted_at IS NULL{mine} AND s.shown_by"
         either = f"{part} < ? UNION ALL {part} > ? LIMIT {int(limit)}"   # two ranges of an index, where `<>` or OR would scan the flow
         rows = self.rows(either, (flow_id, *args, showable(version)) * 2)
@@ -616,7 +618,8 @@ def checked_columns(
 def _scope(flow_id: str, owner: str|None, search: str, in_trash: bool) -> tuple[str, tuple]: # Condition on `s`, its arguments
     args: tuple = (flow_id,)
     where = f"s.flow_id = ? AND s.deleted_at IS {'NOT ' if in_trash else ''}NULL"
-    if owner is not None: where, args = where + " AND s.owner = ?", (*args, owner)
+    mine, mine_args = sql.of_owner(owner)
+    where, args = where + mine, (*args, *mine_args)
     if not search: return where, args
     if "\x00" in search: return "1 = 0", ()   # no title holds it, and LIKE would stop reading there
     if len(search) > 1000: raise InvalidInput("search", "is limited to 1,000 characters")

@@ -39,7 +39,7 @@ class SQLiteSessionStore(TrigramSearch):
         self.where = str(db_path)
         self.search_index_at = search_index_at
         self._db = SQLiteConnections(db_path, busy_timeout_s=busy_timeout_s,
-                                     pragmas=(f"synchronous = {synchronous}", "foreign_keys = ON", "cache_size = -16000"))
+                                     pragmas=(f"synchronous = {synchronous}", "foreign_keys = ON", "cache_size = -16000", "wal_autocheckpoint = 4000"))
         if not self._db.in_memory and not on_network: refuse_network(db_path)
         if not self._db.in_memory: self._make_folder()
         if self._version() == MIGRATIONS[-1].number: return   # nothing to write, so nobody to wait for
