@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "EnrichedSessionSummary", "Finding", "InvalidInput", "JobSessionManager", "LabelGenerator", "NotJSON",
-           "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded", "SessionEnricher", "SessionError", "SessionManagementResult", "SessionManagementService",
-           "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary", "Settings", "StoreError", "StoredSession", "WorkflowSession", "active_session",
-           "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes", "import_cjm", "init_health_router", "init_session_manager_routers", "load_settings",
-           "open_store", "session_of", "setup_logs", "status_of", "stored_sessions", "transfer_sessions"]
+__all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "DONE", "EnrichedSessionSummary", "Finding", "InvalidInput", "Job", "JobConflict", "JobKinds", "JobNotFound", "JobPage",
+           "JobSessionManager", "Jobs", "LabelGenerator", "NotJSON", "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded", "SessionEnricher", "SessionError",
+           "SessionManagementResult", "SessionManagementService", "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary", "Settings", "StoreError",
+           "StoredSession", "WorkflowSession", "active_session", "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes", "import_cjm",
+           "init_health_router", "init_session_manager_routers", "load_settings", "open_store", "session_of", "setup_logs", "status_of", "stored_sessions", "transfer_sessions"]
 
 _ROOMS = { # Module -> the names it gives to the public face
     "core.http_session": ("clear_expired", "session_of", "stored_sessions"),
     "core.job_session": ("JobSessionManager",),
     "core.stored_session": ("StoredSession",),
     "core.workflow_session": ("WorkflowSession",),
-    "errors": ("CookieTooLarge", "CorruptState", "InvalidInput", "NotJSON", "SessionEnded", "SessionError", "SessionNotFound", "StoreError"),
+    "errors": ("CookieTooLarge", "CorruptState", "InvalidInput", "JobConflict", "JobNotFound", "NotJSON", "SessionEnded", "SessionError", "SessionNotFound", "StoreError"),
+    "jobs.forms": ("DONE",),
+    "jobs.kinds": ("JobKinds",),
+    "jobs.service": ("Jobs",),
     "logs": ("setup_logs",),
-    "models": ("ColumnSpec", "EnrichedSessionSummary", "LabelGenerator", "SessionEnricher", "SessionManagementResult", "SessionManagementUrls", "SessionPage", "SessionSummary"),
+    "models": ("ColumnSpec", "EnrichedSessionSummary", "Job", "JobPage", "LabelGenerator", "SessionEnricher", "SessionManagementResult", "SessionManagementUrls", "SessionPage", "SessionSummary"),
     "routes.guard": ("active_session", "check_origin", "status_of"),
     "routes.health": ("init_health_router",),
     "routes.init": ("init_session_manager_routers",),
@@ -43,9 +46,12 @@ if TYPE_CHECKING:
     from .core.job_session import JobSessionManager
     from .core.stored_session import StoredSession
     from .core.workflow_session import WorkflowSession
-    from .errors import CookieTooLarge, CorruptState, InvalidInput, NotJSON, SessionEnded, SessionError, SessionNotFound, StoreError
+    from .errors import CookieTooLarge, CorruptState, InvalidInput, JobConflict, JobNotFound, NotJSON, SessionEnded, SessionError, SessionNotFound, StoreError
+    from .jobs.forms import DONE
+    from .jobs.kinds import JobKinds
+    from .jobs.service import Jobs
     from .logs import setup_logs
-    from .models import ColumnSpec, EnrichedSessionSummary, LabelGenerator, SessionEnricher, SessionManagementResult, SessionManagementUrls, SessionPage, SessionSummary
+    from .models import ColumnSpec, EnrichedSessionSummary, Job, JobPage, LabelGenerator, SessionEnricher, SessionManagementResult, SessionManagementUrls, SessionPage, SessionSummary
     from .routes.guard import active_session, check_origin, status_of
     from .routes.health import init_health_router
     from .routes.init import init_session_manager_routers

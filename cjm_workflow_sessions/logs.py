@@ -56,7 +56,7 @@ def fields_of(
     "Read the fields of a line."
     when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
     line = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": showable(record.getMessage())}
-    for name in ("flow", "session"):
+    for name in ("flow", "session", "job"):
         if hasattr(record, name): line[name] = showable(str(getattr(record, name)))
     return line
 

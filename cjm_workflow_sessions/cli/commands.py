@@ -17,6 +17,7 @@ from .opening import settings_of
 from .output import printable, say, tell
 from .sessions import run_cleanup, run_export, run_import, run_import_cjm, run_list, run_show
 from .stores import run_backup, run_migrate
+from .worker import add_worker_options, run_worker
 
 # %% ../../nbs/cli/commands.ipynb #0e708185
 def run_demo(args: argparse.Namespace) -> int:
@@ -48,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
     _add_demo_options(command("demo", run_demo))
+    add_worker_options(command("worker", run_worker))
     command("list", run_list).add_argument("--limit", type=int, default=100, help="sessions shown; default: 100")
     command("show", run_show).add_argument("id", help="session id")
     export = command("export", run_export)
