@@ -12,7 +12,8 @@ __all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "DONE", "EnrichedSess
            "JobSessionManager", "Jobs", "LabelGenerator", "NotJSON", "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded", "SessionEnricher", "SessionError",
            "SessionManagementResult", "SessionManagementService", "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary", "Settings", "StoreError",
            "StoredSession", "WorkflowSession", "active_session", "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes", "import_cjm",
-           "init_health_router", "init_session_manager_routers", "load_settings", "open_store", "session_of", "setup_logs", "status_of", "stored_sessions", "transfer_sessions"]
+           "init_health_router", "init_job_router", "init_session_manager_routers", "load_settings", "open_store", "restore_view", "session_of", "setup_logs", "status_of",
+           "stored_sessions", "transfer_sessions"]
 
 _ROOMS = { # Module -> the names it gives to the public face
     "core.http_session": ("clear_expired", "session_of", "stored_sessions"),
@@ -28,6 +29,8 @@ _ROOMS = { # Module -> the names it gives to the public face
     "routes.guard": ("active_session", "check_origin", "status_of"),
     "routes.health": ("init_health_router",),
     "routes.init": ("init_session_manager_routers",),
+    "routes.job_restore": ("restore_view",),
+    "routes.jobs": ("init_job_router",),
     "services.management": ("SessionManagementService",),
     "settings": ("Settings", "load_settings"),
     "stores.backup": ("backup_store",),
@@ -55,6 +58,8 @@ if TYPE_CHECKING:
     from .routes.guard import active_session, check_origin, status_of
     from .routes.health import init_health_router
     from .routes.init import init_session_manager_routers
+    from .routes.job_restore import restore_view
+    from .routes.jobs import init_job_router
     from .services.management import SessionManagementService
     from .settings import Settings, load_settings
     from .stores.backup import backup_store

@@ -1537,6 +1537,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                        'cjm_workflow_sessions/routes/job_router.py'),
                                                          'cjm_workflow_sessions.routes.job_router.JobRouter.actions_of': ( 'routes/job_router.html#jobrouter.actions_of',
                                                                                                                            'cjm_workflow_sessions/routes/job_router.py'),
+                                                         'cjm_workflow_sessions.routes.job_router.JobRouter.active': ( 'routes/job_router.html#jobrouter.active',
+                                                                                                                       'cjm_workflow_sessions/routes/job_router.py'),
                                                          'cjm_workflow_sessions.routes.job_router.JobRouter.add_hdrs': ( 'routes/job_router.html#jobrouter.add_hdrs',
                                                                                                                          'cjm_workflow_sessions/routes/job_router.py'),
                                                          'cjm_workflow_sessions.routes.job_router.JobRouter.find': ( 'routes/job_router.html#jobrouter.find',

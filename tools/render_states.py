@@ -1,4 +1,4 @@
-"""Write the manager's pages in every state as HTML, for the css build to scan. Usage: render_states.py FOLDER"""
+"""Write the pages in every state as HTML, for the css build to scan. Usage: render_states.py FOLDER"""
 
 import logging
 import sys
@@ -9,10 +9,22 @@ from fasthtml.common import Client, FastHTML
 
 from cjm_workflow_sessions.components.helpers import render_alert, render_icon_button
 from cjm_workflow_sessions.components.page_renderer import render_error_page
-from cjm_workflow_sessions.models import ColumnSpec
+from cjm_workflow_sessions.components.job_progress import JobLook, render_job, render_job_brief, render_reload
+from cjm_workflow_sessions.components.job_view import render_another, render_commit, render_missing, render_view, render_welcome
+from cjm_workflow_sessions.models import ColumnSpec, Job, JobFailure, JobProgress, JobUrls
 from cjm_workflow_sessions.routes.init import init_session_manager_routers
 from cjm_workflow_sessions.services.management import SessionManagementService
 from cjm_workflow_sessions.stores.base import open_store
+
+def job_parts() -> str: # HTML
+    "Render a job in every state."
+    look = JobLook(JobUrls("/jobs"), actions=lambda job: ("commit", "resume", "retry", "cancel", "export", "delete"))
+    states = ("starting", "processing", "completed", "error", "committing", "committed", "cancelled", "interrupted")
+    jobs = [Job(state, "x", state, "processing", {}, processing=JobProgress(1, 3, "x", 1), stats={"x": 1}, message="x") for state in states]
+    cards = [render_job(job, look, failures=[JobFailure(1, "x", "x")]) for job in jobs]
+    groups = {name: [(jobs[1], "/")] * 4 for name in ("running", "waiting", "failed", "finished")}
+    rest = (render_commit(jobs[2], look, "/"), render_another("/"), render_missing(), render_reload("/"), render_welcome(groups, look), render_job_brief(jobs[1], look))
+    return to_xml(render_view(look, *cards, *rest))
 
 def pages() -> dict[str, str]: # Name of the state → HTML
     "Render each state through the routes."
@@ -44,6 +56,7 @@ def pages() -> dict[str, str]: # Name of the state → HTML
         "ascending": page("?sort=label&dir=asc"),
         "trash": client.get(urls.trash).text,
         "error": to_xml(render_error_page("x", urls)),
+        "jobs": job_parts(),
         "parts": to_xml((*alerts, render_icon_button("play", "x")))}
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
   "use strict";
   const htmx = window.htmx;
   if (!htmx) return; // the page's forms and links work by themselves
+  if (window.cjmManager) return; // loaded twice, by two routers of one host
+  window.cjmManager = true;
   const byId = (id) => document.getElementById(id);
   const TYPING = "input, textarea, select, [contenteditable]:not([contenteditable='false'])";
   const MOVE_KEYS = { ArrowUp: "up", ArrowDown: "down", PageUp: "page_up", PageDown: "page_down", Home: "first", End: "last" };

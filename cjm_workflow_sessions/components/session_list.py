@@ -58,6 +58,7 @@ def create_session_cell_renderer(
     get_step_title: Callable[[str], str]|None = None, # As the host names a step; None shows the id
     *,
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
+    render_job: Callable[[str], Any]|None = None, # (session id) -> what is shown of its newest job; None: of no job
 ) -> Callable[[EnrichedSessionSummary, CellRenderContext], Any]: # Content of one cell
     "Make the function that fills the cells of a row."
     resume = {"form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-sm wsm-resume"}
@@ -68,8 +69,9 @@ def create_session_cell_renderer(
         active = row.summary.session_id == get_active_session_id()
         return (FT("a", (text,), link), render_active_session_badge() if active else "", _warning(row.problem))
     def status(row: EnrichedSessionSummary) -> Any:
-        step = row.summary.current_step
-        return FT("span", (step_title(step, get_step_title),), {"class": "wsm-step"}) if step else NOT_KNOWN
+        step, job = row.summary.current_step, render_job(row.summary.session_id) if render_job else ""
+        shown = FT("span", (step_title(step, get_step_title),), {"class": "wsm-step"}) if step else "" if job else NOT_KNOWN
+        return (shown, job) if job else shown
     def actions(row: EnrichedSessionSummary) -> tuple:
         return (FT("button", ("Resume",), resume | {"value": row.summary.session_id}), _RENAME, _DELETE)
     cells = {

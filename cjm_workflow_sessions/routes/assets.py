@@ -20,7 +20,9 @@ TYPES = { # What may be asked for
     "sessions.css": "text/css",
     "sessions.js": "text/javascript",
     "manager.css": "text/css",
-    "manager.js": "text/javascript"}
+    "manager.js": "text/javascript",
+    "jobs.css": "text/css",
+    "jobs.js": "text/javascript"}
 HTMX = "https://cdn.jsdelivr.net/npm/htmx.org@2.0.7/dist/htmx.min.js" # Without a build only
 
 def asset_file(
@@ -61,6 +63,6 @@ def asset_tags(
     return (
         *meta,
         *get_daisyui_headers(),
-        Link(rel="stylesheet", href=own("manager.css")),
+        *(Link(rel="stylesheet", href=own(name)) for name in ("manager.css", "jobs.css")),
         Script(src=HTMX, defer=True),
-        Script(src=own("manager.js"), defer=True))
+        *(Script(src=own(name), defer=True) for name in ("manager.js", "jobs.js")))

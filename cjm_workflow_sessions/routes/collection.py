@@ -9,7 +9,7 @@ __all__ = ['SessionList', 'collection_actions']
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cjm_fasthtml_virtual_collection.core.button_ids import VirtualCollectionButtonIds
 from cjm_fasthtml_virtual_collection.core.html_ids import VirtualCollectionHtmlIds
@@ -27,6 +27,8 @@ from ..services.changes import Mark
 from ..services.management import SessionManagementService
 from ..utils import now_us
 
+if TYPE_CHECKING: from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+
 # %% ../../nbs/routes/collection.ipynb #fa99a9a3
 @dataclass(frozen=True)
 class SessionList:
@@ -35,6 +37,7 @@ class SessionList:
     html_ids: SessionManagerHtmlIds # Ids of this manager
     column_specs: tuple[ColumnSpec, ...] = () # The host's columns
     get_step_title: Callable[[str], str]|None = None # As the host names a step
+    session_jobs: "SessionJobs|None" = None # What a row shows of its session's jobs
 
     @cached_property
     def ids(self) -> VirtualCollectionHtmlIds: # Of the virtual collection
@@ -77,8 +80,16 @@ class SessionList:
         mark = Mark(read_at, None if view.search else total)
         return Window(page.rows, state.window_start, total), state, view.after(state, page.anchor), mark.text()
 
-    def cell(self, active: str|None) -> Callable:
-        return create_session_cell_renderer(self.urls, lambda: active, self.get_step_title, html_ids=self.html_ids)
+    def cell(self,
+        service: SessionManagementService, # Bound to the one who asks
+        window: Window, # Rows to be shown
+        active: str|None, # Session this browser works in
+    ) -> Callable: # Content of one cell
+        "Make the function that fills the cells."
+        jobs, shown = self.session_jobs, {}
+        if jobs: shown = {session_id: jobs.brief(job) for session_id, job in jobs.newest(service, window.rows).items()}
+        def render_job(session_id: str) -> Any: return shown.get(session_id, "")
+        return create_session_cell_renderer(self.urls, lambda: active, self.get_step_title, html_ids=self.html_ids, render_job=render_job if shown else None)
 
     # -- answers -----------------------------------------------------------------------------------------------------
     def render(self,
@@ -90,7 +101,7 @@ class SessionList:
         window, state, view, since = self.window(service, view)
         return render_session_list(
             window, self.config, state, self.ids, VirtualCollectionButtonIds(self.html_ids.VC_PREFIX), VirtualCollectionUrls(),
-            self.urls, self.cell(active),
+            self.urls, self.cell(service, window, active),
             html_ids=self.html_ids,
             view=view.text(),
             page_url=self.urls.management_page + view.query(),
@@ -107,7 +118,7 @@ class SessionList:
         window, state, view, since = self.window(service, view)
         def empty() -> Any: return render_empty_list(self.urls, search=view.search)
         return (
-            *render_changed(window, self.config, state, self.ids, self.cell(active), empty),
+            *render_changed(window, self.config, state, self.ids, self.cell(service, window, active), empty),
             render_count(window.total, search=view.search, oob=True, html_ids=self.html_ids),
             self.render_view(view, since))
 
@@ -123,7 +134,7 @@ class SessionList:
         place = next((i for i, row in enumerate(window.rows) if row.summary.session_id == selected), None)
         if place is not None: state.cursor_index = window.start + place
         return (
-            *render_move(window, self.config, state, self.ids, self.cell(active)),
+            *render_move(window, self.config, state, self.ids, self.cell(service, window, active)),
             render_count(window.total, search=view.search, oob=True, html_ids=self.html_ids),
             self.render_view(view.after(state, view.anchor), since))
 
@@ -147,7 +158,7 @@ class SessionList:
             return self.changed(service, view.after(state, None), active)
         view = view.after(state, view.anchor if stayed else page.anchor)
         window, old_cursor = Window(page.rows, first, total), old.cursor_index if stayed else None
-        moved = render_move(window, self.config, state, self.ids, self.cell(active), old_cursor)
+        moved = render_move(window, self.config, state, self.ids, self.cell(service, window, active), old_cursor)
         return (*moved, self.render_view(view))
 
     def render_view(self, view: View, since: str|None = None) -> Any:

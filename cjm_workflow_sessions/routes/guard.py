@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'ACTIVE_KEY', 'NO_STORE', 'STATUS', 'active_session', 'set_active_session', 'check_origin', 'Visit',
-           'FormRouter', 'status_of', 'Guard', 'render_message']
+           'FormRouter', 'check_callbacks', 'status_of', 'owner_of', 'Guard', 'render_message']
 
 # %% ../../nbs/routes/guard.ipynb #3bad4ba4
+import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -20,8 +21,9 @@ from fasthtml.common import APIRouter, Button, Div, FtResponse, HTMLResponse, JS
 from ..components import styles
 from ..components.helpers import render_alert
 from ..components.page_renderer import render_error_page
-from ..errors import (
-    CorruptState, CrossOrigin, InvalidInput, NotJSON, NotSignedIn, SessionEnded, SessionError, SessionExists, SessionNotFound, StoreError)
+from cjm_workflow_sessions.errors import (
+    CorruptState, CrossOrigin, InvalidInput, JobConflict, JobNotFound, NotJSON, NotSignedIn, SessionEnded, SessionError, SessionExists, SessionNotFound,
+    StoreError)
 from ..html_ids import SessionManagerHtmlIds
 from ..models import SessionManagementUrls
 from ..services.management import SessionManagementService
@@ -149,12 +151,24 @@ def _shallow(app: Callable) -> Callable: # The same ASGI app, behind the check
             await Response("The body is nested too deep.", status_code=400, headers=NO_STORE)(scope, receive, send)
     return checked
 
+# %% ../../nbs/routes/guard.ipynb #a7d954eb
+def check_callbacks(
+    **callbacks: Callable|None, # Called in a thread, so they are plain functions; None where there is none
+) -> None:
+    "Refuse what cannot be called as it will be. Raises `InvalidInput`."
+    for name, callback in callbacks.items():
+        if callback is None: continue
+        if not callable(callback): raise InvalidInput(name, f"must be a function, not {type(callback).__name__}")
+        if inspect.iscoroutinefunction(callback): raise InvalidInput(name, "must be a plain function, not an async one")
+
 # %% ../../nbs/routes/guard.ipynb #b2212f48
 STATUS: tuple[tuple[type[SessionError], int], ...] = (
     (SessionNotFound, 404),
+    (JobNotFound, 404),
     (NotSignedIn, 401),
     (CrossOrigin, 403),
     (SessionExists, 409),
+    (JobConflict, 409),
     (SessionEnded, 409),
     (InvalidInput, 422),
     (NotJSON, 422),
@@ -166,6 +180,16 @@ def status_of(
 ) -> int: # HTTP status
     "Choose the status of an error."
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+def owner_of(
+    request: Request, # Of a visitor
+    get_owner: Callable[[Request], str|None], # The host's
+) -> str: # Never ""
+    "Ask the host who asks. Raises `NotSignedIn`, or `TypeError` if the host's `get_owner` gives no text."
+    owner = get_owner(request)
+    if owner is None or owner == "": raise NotSignedIn
+    if not isinstance(owner, str): raise TypeError(f"get_owner must give the id of a person as text, or None; it gave a {type(owner).__name__}")
+    return owner
 
 @dataclass
 class Guard:
@@ -183,10 +207,7 @@ class Guard:
         "Bind the service to the one who asks. Raises `NotSignedIn`, or `TypeError` if the host's `get_owner` gives no text."
         if self.get_owner is None: return self.service
         if request is None: raise NotSignedIn("pass the request, so that `get_owner` can say who asks")
-        owner = self.get_owner(request)
-        if owner is None or owner == "": raise NotSignedIn
-        if not isinstance(owner, str): raise TypeError(f"get_owner must give the id of a person as text, or None; it gave a {type(owner).__name__}")
-        return self.service.for_owner(owner)
+        return self.service.for_owner(owner_of(request, self.get_owner))
 
     def handler(self,
         action: Callable[[Visit], Any], # Does the work and gives the answer

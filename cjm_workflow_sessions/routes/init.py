@@ -6,10 +6,9 @@
 __all__ = ['DEFAULT_PREFIX', 'check_prefix', 'ids_for', 'check_host', 'init_session_manager_routers']
 
 # %% ../../nbs/routes/init.ipynb #8634b995
-import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fasthtml.common import Request
 
@@ -17,14 +16,18 @@ from ..components.helpers import render_alert, render_icon
 from ..components.page_renderer import render_session_manager_page
 from ..errors import InvalidInput
 from ..html_ids import SessionManagerHtmlIds
-from ..models import ColumnSpec, SessionManagementResult, SessionManagementUrls
+from ..models import ColumnSpec, Job, SessionManagementResult, SessionManagementUrls
 from .assets import asset_tags
 from .collection import SessionList, collection_actions
 from .events import events_handler
-from .guard import FormRouter, Guard, Visit, set_active_session
+from .guard import FormRouter, Guard, Visit, check_callbacks, set_active_session
 from .sessions import fill_urls, init_session_router, quoted, render_undo
 from .view import View
 from ..services.management import COLUMNS, SessionManagementService
+
+if TYPE_CHECKING:
+    from cjm_workflow_sessions.jobs.service import Jobs
+    from cjm_workflow_sessions.routes.session_jobs import SessionJobs
 
 # %% ../../nbs/routes/init.ipynb #a3e14c49
 DEFAULT_PREFIX = "/manage/sessions"
@@ -52,10 +55,7 @@ def check_host(
     **callbacks: Callable|None, # Called in a thread, so they are plain functions; None where there is none
 ) -> None:
     "Refuse what would fail later. Raises `InvalidInput`."
-    for name, callback in callbacks.items():
-        if callback is None: continue
-        if not callable(callback): raise InvalidInput(name, f"must be a function, not {type(callback).__name__}")
-        if inspect.iscoroutinefunction(callback): raise InvalidInput(name, "must be a plain function, not an async one")
+    check_callbacks(**callbacks)
     for spec in column_specs:
         if not isinstance(spec, ColumnSpec): raise InvalidInput("column_specs", f"must hold ColumnSpec(field, header), not {type(spec).__name__}")
         if spec.field in (*COLUMNS, "actions"): raise InvalidInput("column_specs", f"{spec.field!r} is a column already: name the field otherwise")
@@ -74,6 +74,9 @@ def init_session_manager_routers(
     *,
     get_owner: Callable[[Request], str|None]|None = None, # Who asks, as the host knows them; None: all visitors share the flow
     trusted_origins: tuple[str, ...] = (), # Further origins that may ask for changes, such as "https://tools.example.org"
+    jobs: "Jobs|None" = None, # Whose jobs rows and details show, those of the service's flow; None: the manager shows none
+    job_noun: str = "item", # Of one item of a job, singular
+    get_job_title: Callable[[Job], str]|None = None, # Name of a job for people; None: its kind
 ) -> SessionManagementResult: # Register each router with `.to_app(app)`; give `hdrs` to the app
     "Make a session manager. Raises `InvalidInput`."
     prefix, urls = check_prefix(prefix), SessionManagementUrls()
@@ -81,7 +84,9 @@ def init_session_manager_routers(
     ids, specs = ids_for(prefix), tuple(column_specs or ())
     check_host(specs, page_icon, get_step_title=get_step_title, get_owner=get_owner)
     guard = Guard(service, urls, ids, get_owner, tuple(trusted_origins), asset_tags(urls.assets))
-    listed = SessionList(urls, ids, specs, get_step_title)
+    session_jobs = None if jobs is None else _session_jobs(
+        jobs, f"{prefix}/jobs", job_noun, flow_id=service.flow_id, get_owner=get_owner, trusted_origins=trusted_origins, get_title=get_job_title)
+    listed = SessionList(urls, ids, specs, get_step_title, session_jobs)
 
     def visit_of(request: Request|None) -> Visit: # The one under way, or one that asks for the default view
         if request is None: return Visit(request, {}, {}, guard.scoped(None))
@@ -114,14 +119,20 @@ def init_session_manager_routers(
 
     router, routes = init_session_router(
         service, prefix, urls, workflow_url, refresh_items, refresh_items, render_page, render_list,
-        guard=guard, page_title=page_title, get_step_title=get_step_title, column_specs=list(specs))
+        guard=guard, page_title=page_title, get_step_title=get_step_title, column_specs=list(specs), session_jobs=session_jobs)
     routes["events"] = router(urls.events, methods=["GET"], name=f"{ids.prefix}_events")(events_handler(guard))
     moves = FormRouter(prefix=urls.collection)
     for name, action in collection_actions(guard, listed).items():
         register = moves(f"/{name}", methods=["POST"], name=f"{ids.prefix}_vc_{name}")
         routes[f"vc_{name}"] = register(guard.handler(action))
     return SessionManagementResult(
-        [router, moves], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
+        [router, moves, *([session_jobs.router] if session_jobs else [])], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
+
+# A host without jobs does not load them
+def _session_jobs(jobs: "Jobs", prefix: str, noun: str, **options: Any) -> "SessionJobs":
+    from cjm_workflow_sessions.routes.jobs import init_job_router
+    from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+    return SessionJobs(init_job_router(jobs, prefix, noun, **options))
 
 # The message for a page that a delete without script leads to
 def _deleted(visit: Visit, urls: SessionManagementUrls) -> Any:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from fasthtml.common import APIRouter, FtResponse, Response
@@ -24,6 +24,8 @@ from ..models import ColumnSpec, EnrichedSessionSummary, SessionManagementUrls
 from .assets import asset_tags, serve_asset
 from .guard import FormRouter, Guard, NO_STORE, Visit, render_message, set_active_session
 from ..services.management import SessionManagementService
+
+if TYPE_CHECKING: from cjm_workflow_sessions.routes.session_jobs import SessionJobs
 
 # %% ../../nbs/routes/sessions.ipynb #6fdfa5dc
 def quoted(
@@ -62,6 +64,7 @@ def session_actions(
     refresh_items_oob: Callable, # (request) -> the list as OOB elements
     get_step_title: Callable[[str], str]|None, # As the host names a step
     column_specs: list[ColumnSpec], # The host's columns
+    session_jobs: "SessionJobs|None" = None, # What the page of a session shows of its jobs
 ) -> dict[str, tuple[str, Callable[[Visit], Any]]]: # Name → (method, action)
     "Make the actions of one manager."
     urls, ids = guard.urls, guard.html_ids
@@ -89,7 +92,8 @@ def session_actions(
             active=visit.active == row.summary.session_id,
             get_step_title=get_step_title,
             column_specs=column_specs,
-            html_ids=ids)
+            html_ids=ids,
+            extra=(session_jobs.section(visit.service, row.summary.session_id, detail_url(urls, row.summary.session_id)),) if session_jobs else ())
         return guard.page(visit.request, f"{shown_label(row.resolved_label)} – {page_title}", main)
 
     def trash(visit: Visit) -> FtResponse:
@@ -176,6 +180,7 @@ def init_session_router(
     page_title: str = "Sessions", # Of the window
     get_step_title: Callable[[str], str]|None = None, # As the host names a step
     column_specs: list[ColumnSpec]|None = None, # The host's columns
+    session_jobs: "SessionJobs|None" = None, # What the page of a session shows of its jobs
 ) -> tuple[APIRouter, dict[str, Callable]]: # Router, handlers by function name
     "Make the routes of sessions."
     fill_urls(urls, prefix)
@@ -189,7 +194,8 @@ def init_session_router(
         render_list=render_list,
         refresh_items_oob=refresh_items_oob,
         get_step_title=get_step_title,
-        column_specs=column_specs or [])
+        column_specs=column_specs or [],
+        session_jobs=session_jobs)
     routes = {}
     for name, (method, action) in actions.items():
         path = prefix if name == "management_page" else f"{prefix}/{name}"
