@@ -26,7 +26,7 @@ postgres:
 
 test: setup assets ## The notebooks and the tests
 	.venv/bin/nbdev-test
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 demo: setup assets ## The ingest workflow on real files; HOST, PORT and DATA from the environment
 	.venv/bin/cjm-workflow-sessions demo $(ARGS)

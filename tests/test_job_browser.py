@@ -126,7 +126,7 @@ def test_another_browser_goes_on_with_it(served, visitor):
 # -- when something breaks -------------------------------------------------------------------------------------------------
 
 def test_a_killed_server_comes_back_and_the_bar_goes_on(served, visitor):
-    start(served.url, max_files=300, pace_ms=15)
+    start(served.url, max_files=1200, pace_ms=15)
     page = stays(open_page(visitor(), served.page))
     expect(card(page)).to_have_attribute("data-following", "on")
     page.wait_for_function("() => parseInt(document.querySelector('[data-slot=\"count\"]').textContent) > 60")
@@ -135,9 +135,9 @@ def test_a_killed_server_comes_back_and_the_bar_goes_on(served, visitor):
     at_the_end = done(page)
     page.wait_for_timeout(3000)   # long enough for the script to give the stream up
     served.start()
-    page.wait_for_function(f"() => parseInt(document.querySelector('[data-slot=\"count\"]').textContent) > {at_the_end}", timeout=10000)
-    expect(card(page)).to_have_attribute("data-following", "on", timeout=5000)
-    expect(page.locator("#preview")).to_have_text("300 files were read", timeout=20000)
+    page.wait_for_function(f"() => parseInt(document.querySelector('[data-slot=\"count\"]').textContent) > {at_the_end}", timeout=20000)
+    expect(card(page)).to_have_attribute("data-following", "on", timeout=15000)
+    expect(page.locator("#preview")).to_have_text("1200 files were read", timeout=60000)
     assert has_stayed(page)
 
 

@@ -259,6 +259,7 @@
       this.readAt = 0; // microseconds: the rows are not older
       this.toldAt = 0; // up to when nothing else has changed
       this.changedAt = 0; // when something was last said to have changed
+      this.unseen = undefined; // sessions that were said to have changed since the last refresh; null: any
       this.read();
       document.addEventListener("visibilitychange", () => this.follow());
       window.addEventListener("pagehide", () => this.stop());
@@ -293,7 +294,9 @@
       });
       source.addEventListener("change", (e) => {
         this.expect(SILENCE_MS);
-        if (JSON.parse(e.data).sessions?.every(([id, at]) => this.shows(id, at))) return;
+        const changed = JSON.parse(e.data).sessions;
+        if (changed?.every(([id, at]) => this.shows(id, at))) return;
+        this.unseen = changed && this.unseen !== null ? [...(this.unseen ?? []), ...changed] : null;
         this.changedAt = Math.max(this.changedAt, +e.lastEventId);
         this.soon();
       });
@@ -353,6 +356,9 @@
       this.timer = null;
       if (document.hidden || !this.root.isConnected) return; // the mark stays behind, so the server will say it again
       if (performance.now() - this.pressedAt < PRESS_MS) { this.timer = setTimeout(() => this.refresh(), 100); return; } // a click is not torn apart
+      const unseen = this.unseen;
+      this.unseen = undefined;
+      if (unseen?.every(([id, at]) => this.shows(id, at))) return; // an answer to this tab has come after the event
       this.refreshedAt = performance.now();
       const rows = () => (this.manager.empty ? {} : { selected: this.manager.row?.dataset.session ?? "" });
       try { await this.manager.post(`${this.root.dataset.moves}/refresh`, rows, true); }
