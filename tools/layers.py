@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "cjm_workflow_sessions"
-GROUND = ("models", "errors", "utils", "html_ids", "settings", "logs")
+GROUND = ("models", "errors", "utils", "html_ids", "settings", "logs", "hub")
 WEB = ("fasthtml", "starlette", "cjm_fasthtml") # FastHTML, what it stands on, and the families of libraries made for it
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from ..jobs.watching import JobHub, job_hub_of
 from ..models import Job
 from .guard import NO_STORE
 from .job_router import JobRouter
-from ..services.changes import told_to_stop
 
 # %% ../../nbs/routes/job_events.ipynb #1762e7ac
 def write_job_event(
@@ -96,7 +95,7 @@ def job_events_handler(
         if request.method == "HEAD": return Response(media_type="text/event-stream", headers=headers)
         if numbered and _knows_the_end(request, next(iter(jobs.values()))): return Response(status_code=204, headers=headers)
         life_s = LIFE_S * random.uniform(0.8, 1.2)
-        events = job_stream(job_hub_of(router.jobs, told_to_stop), jobs, router.progress_of, numbered=numbered, life_s=life_s)
+        events = job_stream(job_hub_of(router.jobs), jobs, router.progress_of, numbered=numbered, life_s=life_s)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     return job_events
 
