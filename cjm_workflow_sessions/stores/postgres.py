@@ -14,7 +14,6 @@ from urllib.parse import quote
 from ..errors import StoreError
 from . import schema as sql
 from .base import Changed
-from .joining import joined
 from .postgres_connections import PostgresConnections, PostgresTransaction, notice_loss
 from .postgres_errors import explain, psycopg
 from .sql import At, Change, Run, SQLSessionStore, row_bytes, title_of
@@ -151,13 +150,6 @@ class PostgresSessionStore(SQLSessionStore):
         return "ready" if self.rows("SELECT 1 WHERE to_regclass('wfs_session_search') IS NOT NULL") else "none"
 
     # -- what SQLSessionStore asks for ---------------------------------------------------------------------------------
-    def rows(self,
-        statement: str, # One statement
-        args: tuple = (), # Its arguments
-    ) -> list[tuple]:
-        "Run one statement outside a transaction."
-        return self._db.rows(statement, args)
-
     def transaction(self) -> PostgresTransaction: # `with store.transaction() as run:`
         "Begin a transaction."
         return self._db.transaction()
@@ -165,9 +157,6 @@ class PostgresSessionStore(SQLSessionStore):
     def brief(self) -> PostgresTransaction: # `with store.brief() as run:`
         "Begin a transaction that the server ends if this program, or its machine, is silent in it for as long as others wait for a lock."
         return PostgresTransaction(self._db, is_brief=True)
-
-    @property
-    def in_transaction(self) -> bool: return joined(self._db) is not None # Whether a write made here is a part of something larger
 
     def field_path(self,
         field: str, # Column field of the host
@@ -194,9 +183,6 @@ class PostgresSessionStore(SQLSessionStore):
         bytes_ = [row_bytes(row) for row in change.values]
         args = (now, now, sum(bytes_), *key_args, *columns.values(), *at.args, bytes_, [k for k, _ in change.values], [v for _, v in change.values], change.gone)
         return bool(self._db.locked_rows(self._lock_statement(at), (merge(at.scoped, tuple(columns), replaced), args)))
-
-    def _lock_statement(self, at: At) -> tuple[str, tuple]:
-        return self.dialect.lock.format(sql.one_session(at.scoped)), at.args
 
     @property
     def libpq(self) -> str: return self._db.libpq # Address for a connection that the pool does not lend; it holds the password

@@ -23,6 +23,7 @@ from ..models import Anchor, Page, SessionSummary
 from . import schema as sql
 from .base import HTTPSessionStore, Order, Shown, check_list_column, check_order
 from .job_port import JobStore
+from .joining import joined
 from ..utils import default_label, dump_json, is_blank, now_us, showable, text_to_us, us_to_text
 
 # %% ../../nbs/stores/sql.ipynb #55a26e6a
@@ -121,12 +122,20 @@ class SQLSessionStore:
     dialect = sql.SQLITE # What this database writes differently
 
     # -- what an adapter brings --------------------------------------------------------------------------------------
-    def rows(self, statement: str, args: tuple = ()) -> list[tuple]: raise TypeError("an adapter defines rows")
+    _db: Any # Hands out connections, and runs one statement outside a transaction by `rows`
     def transaction(self) -> AbstractContextManager[Run]: raise TypeError("an adapter defines transaction")
     def brief(self) -> AbstractContextManager[Run]: return self.transaction() # One that others must not wait for if this program is frozen in it
-    @property
-    def in_transaction(self) -> bool: raise TypeError("an adapter defines in_transaction")
     def field_path(self, field: str) -> str: raise TypeError("an adapter defines field_path")
+
+    def rows(self,
+        statement: str, # One statement
+        args: tuple = (), # Its arguments
+    ) -> list[tuple]:
+        "Run one statement outside a transaction."
+        return self._db.rows(statement, args)
+
+    @property
+    def in_transaction(self) -> bool: return joined(self._db) is not None # Whether a write made here is a part of something larger
 
     @property
     def http_sessions(self) -> HTTPSessionStore: # See `stores.base.http_sessions`
@@ -305,7 +314,10 @@ class SQLSessionStore:
 
     def _lock(self, run: Run, at: At) -> None:
         "Hold the session until the transaction ends. Raises `SessionNotFound`."
-        if not run(self.dialect.lock.format(sql.one_session(at.scoped)), at.args): raise SessionNotFound(at.session_id)
+        if not run(*self._lock_statement(at)): raise SessionNotFound(at.session_id)
+
+    def _lock_statement(self, at: At) -> tuple[str, tuple]: # With its arguments; gives no row if there is no such session
+        return self.dialect.lock.format(sql.one_session(at.scoped)), at.args
 
     def set_current_step(self,
         flow_id: str, # Workflow

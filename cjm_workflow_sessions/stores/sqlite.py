@@ -14,7 +14,6 @@ from ..errors import InvalidInput, StoreError, StoreUnavailable
 from .connections import SQLiteConnections, Transaction, fetch
 from .feed import SQLiteFeed
 from .file_system import refuse_network
-from .joining import joined
 from .schema import MIGRATIONS
 from .search import TrigramSearch
 from .sql import Run
@@ -72,19 +71,9 @@ class SQLiteSessionStore(TrigramSearch):
                 raise StoreUnavailable(self.where, "write-ahead logging does not work there: put the file on a disk of this machine")
 
     # -- what SQLSessionStore asks for ---------------------------------------------------------------------------------
-    def rows(self,
-        statement: str, # One statement
-        args: tuple = (), # Its arguments
-    ) -> list[tuple]:
-        "Run one statement outside a transaction."
-        return self._db.rows(statement, args)
-
     def transaction(self) -> "RunTransaction": # `with store.transaction() as run:`
         "Hold the write lock of the file."
         return RunTransaction(self._db)
-
-    @property
-    def in_transaction(self) -> bool: return joined(self._db) is not None # Whether a write made here is a part of something larger
 
     def field_path(self,
         field: str, # Column field of the host
