@@ -1,5 +1,6 @@
 """Jobs in a real browser, under `script-src 'self'`: what somebody sees who refreshes, comes back, loses the server, or has no script."""
 
+import itertools
 import os
 import re
 import time
@@ -150,6 +151,19 @@ def test_where_no_stream_gets_through_the_page_asks(served, visitor):
     first = done(page)
     page.wait_for_function(f"() => parseInt(document.querySelector('[data-slot=\"count\"]').textContent) > {first}", timeout=5000)
     expect(page.locator("#preview")).to_be_visible(timeout=20000)
+    assert has_stayed(page)
+
+
+def test_a_stream_that_got_through_before_is_tried_as_soon_as_the_server_answers(served, visitor):
+    start(served.url, max_files=2000, pace_ms=15)
+    context = visitor()
+    page = stays(open_page(context, served.page))
+    expect(card(page)).to_have_attribute("data-following", "on")
+    attempts = itertools.count(1)
+    context.route("**/events?*", lambda route: route.abort() if next(attempts) <= 4 else route.continue_())   # after four it asks instead
+    page.evaluate(SHOW, True); page.evaluate(SHOW, False)   # ends the stream that is open
+    expect(card(page)).to_have_attribute("data-following", "lost")
+    expect(card(page)).to_have_attribute("data-following", "on", timeout=15_000)   # and not after 15 polls, which take 30 seconds
     assert has_stayed(page)
 
 

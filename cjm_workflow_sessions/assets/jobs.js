@@ -130,7 +130,7 @@
 
     lives() {
       this.failures = 0;
-      this.away = false;
+      this.hope = true;
       this.say("on");
       this.expect(SILENCE_MS);
     }
@@ -164,8 +164,8 @@
         look();
         if (asked !== this.query || !this.busy) return;
       }
-      const back = this.away && answer?.ok; // the server answers again, so a stream may get through
-      this.away = !answer?.ok;
+      const back = this.hope && answer?.ok; // the server answers again: a stream may get through, if one ever did or none could
+      this.hope = !answer?.ok;
       this.later = setTimeout(() => this.poll(back ? 0 : left - 1), back ? 0 : POLL_MS * (0.9 + 0.2 * Math.random()));
     }
   }

@@ -289,6 +289,7 @@
         if (!this.root.isConnected) return this.stop(); // the host has put something else in its place
         if (this.changedAt <= this.readAt) this.toldAt = Math.max(this.toldAt, +e.lastEventId);
         this.failures = 0;
+        this.hope = true;
         this.say("on");
         this.expect(SILENCE_MS);
       });
@@ -336,8 +337,8 @@
       const before = this.readAt;
       await this.refresh();
       if (document.hidden || !this.root.isConnected || this.source || this.refused) return;
-      const back = this.away && this.readAt > before; // the server answers again
-      this.away = this.readAt === before;
+      const back = this.hope && this.readAt > before; // the server answers again: a stream may get through, if one ever did or none could
+      this.hope = this.readAt === before;
       this.later = setTimeout(() => this.poll(back ? 0 : left - 1), POLL_MS * (0.9 + 0.2 * Math.random()));
     }
 
