@@ -162,7 +162,8 @@ def budget_table(
 ) -> Table:
     "Write figures beside their limits."
     def row(b: Budget) -> list[str]:
-        return [b.work, b.how, f"{_figure(b.value)} {b.unit}", f"{'≥' if b.at_least else '≤'} {_limit(b)}", b.verdict]
+        figure = f"{_figure(b.value)} {b.unit}" if b.unit == "×" or b.value >= 0.1 else f"{b.value:.2f} {b.unit}"
+        return [b.work, b.how, figure, f"{'≥' if b.at_least else '≤'} {_limit(b)}", b.verdict]
     return Table("Budgets", ["Work", "Compared", "Measured", "Budget", ""], [row(b) for b in budgets], left=2)
 
 def _figure(value: float) -> str: # Three digits that mean something
