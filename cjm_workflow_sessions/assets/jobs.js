@@ -67,6 +67,7 @@
       if (!answer.ok || answer.redirected) throw new Error(answer.status); // to a page for signing in, perhaps
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const id of ids) replace(document.getElementById(id), page.getElementById(id));
+      document.title = page.title;
     } catch { /* the server is away: the next event, or the next stream, asks again */ }
     timer = null;
     if (waiting.size) renew(document.getElementById([...waiting][0]));

@@ -95,7 +95,7 @@ class JobKinds:
     def each(self,
         name: str, # Stored with its jobs
         *,
-        items: Callable[[dict[str, Any]], Iterable[Any]], # Parameters → items, JSON values; called once for a job
+        items: Callable[..., Iterable[Any]], # (parameters) or (job, parameters), gives the items, JSON values; called once for a job
         processes: int = 0, # Processes for a function that computes; 0: in the runner's thread
         then: Callable[[Any, Any, Any], object]|None = None, # (job, item, result): what is done here with what the function gave
         **options: Any, # Of `JobKind`

@@ -130,6 +130,8 @@ class RunningJob:
 
     @property
     def item(self) -> Any: return None if self._item is None else self._item[1] # That is worked on
+    @property
+    def number(self) -> int|None: return None if self._item is None else self._item[0] # Its position in the list, from 0
 
     def item_done(self,
         failure: str|None = None, # Why it failed; None: it went well

@@ -13,11 +13,10 @@ from enum import Enum
 from typing import Any
 
 from ..errors import InvalidInput, NotJSON, StoreError, StoreReadOnly, StoreUnavailable
-from .forms import DONE, Advance, Unfinished, finish
+from .forms import DONE, Advance, GiveUp, Unfinished, finish, reason_of
 from .kinds import JobKind
 from .running import RunningJob
 from ..stores.job_port import Checkpoint, JobLost, Saved
-from ..utils import say_error
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Outcome(Enum):
 PAUSE_S = 2.0 # First pause after an error; the next are twice as long each
 CAREFUL_SLICES = 5 # Slices' worth of time that a careful beginning lasts
 PATIENCE_S = 30.0 # For a store that is away in the middle of a step, before it counts as an error of the step
-HOPELESS = (InvalidInput, NotJSON) # Errors that the next attempt would meet as well
+HOPELESS = (InvalidInput, NotJSON, GiveUp) # Errors that the next attempt would meet as well
 
 class Run:
     "Runs one job that was claimed."
@@ -118,9 +117,9 @@ class Run:
             self.job.discard()
             cursor, moved = self.job.cursor, False
         if moved: self.attempts = 1
-        if isinstance(error, HOPELESS) or self.attempts >= self.kind.attempts: return self._give_up(say_error(error), cursor)
+        if isinstance(error, HOPELESS) or self.attempts >= self.kind.attempts: return self._give_up(reason_of(error), cursor)
         pause_us = round(PAUSE_S * 2 ** (self.attempts - 1) * 1_000_000)
-        saved = self._save(cursor, self.job.checkpoint(cursor, pause_us=pause_us, is_orderly=False, message=say_error(error)))
+        saved = self._save(cursor, self.job.checkpoint(cursor, pause_us=pause_us, is_orderly=False, message=reason_of(error)))
         return Outcome.CANCELLED if saved.cancelled else Outcome.PAUSED
 
     def _give_up(self, message: str, cursor: Any = None) -> Outcome:
