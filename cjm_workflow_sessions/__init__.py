@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "DONE", "EnrichedSessionSummary", "Finding", "InvalidInput", "Job", "JobConflict", "JobKinds", "JobNotFound", "JobPage",
-           "JobSessionManager", "Jobs", "LabelGenerator", "NotJSON", "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded", "SessionEnricher", "SessionError",
-           "SessionManagementResult", "SessionManagementService", "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary", "Settings", "StoreError",
-           "StoredSession", "WorkflowSession", "active_session", "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes", "import_cjm",
-           "init_health_router", "init_job_router", "init_session_manager_routers", "load_settings", "open_store", "restore_view", "session_of", "setup_logs", "status_of",
-           "stored_sessions", "transfer_sessions"]
+__all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "DONE", "EnrichedSessionSummary", "Finding", "GiveUp", "InvalidInput", "Job", "JobConflict", "JobFailure", "JobKinds",
+           "JobNotFound", "JobPage", "JobRouter", "JobSessionManager", "Jobs", "LabelGenerator", "NotJSON", "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded",
+           "SessionEnricher", "SessionError", "SessionManagementResult", "SessionManagementService", "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary",
+           "Settings", "StoreError", "StoredSession", "WorkflowSession", "active_session", "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes",
+           "import_cjm", "init_health_router", "init_job_router", "init_session_manager_routers", "load_settings", "open_store", "restore_view", "session_of", "setup_logs",
+           "status_of", "stored_sessions", "transfer_sessions"]
 
 _ROOMS = { # Module -> the names it gives to the public face
     "core.http_session": ("clear_expired", "session_of", "stored_sessions"),
@@ -21,15 +21,16 @@ _ROOMS = { # Module -> the names it gives to the public face
     "core.stored_session": ("StoredSession",),
     "core.workflow_session": ("WorkflowSession",),
     "errors": ("CookieTooLarge", "CorruptState", "InvalidInput", "JobConflict", "JobNotFound", "NotJSON", "SessionEnded", "SessionError", "SessionNotFound", "StoreError"),
-    "jobs.forms": ("DONE",),
+    "jobs.forms": ("DONE", "GiveUp"),
     "jobs.kinds": ("JobKinds",),
     "jobs.service": ("Jobs",),
     "logs": ("setup_logs",),
-    "models": ("ColumnSpec", "EnrichedSessionSummary", "Job", "JobPage", "LabelGenerator", "SessionEnricher", "SessionManagementResult", "SessionManagementUrls", "SessionPage", "SessionSummary"),
+    "models": ("ColumnSpec", "EnrichedSessionSummary", "Job", "JobFailure", "JobPage", "LabelGenerator", "SessionEnricher", "SessionManagementResult", "SessionManagementUrls", "SessionPage", "SessionSummary"),
     "routes.guard": ("active_session", "check_origin", "status_of"),
     "routes.health": ("init_health_router",),
     "routes.init": ("init_session_manager_routers",),
     "routes.job_restore": ("restore_view",),
+    "routes.job_router": ("JobRouter",),
     "routes.jobs": ("init_job_router",),
     "services.management": ("SessionManagementService",),
     "settings": ("Settings", "load_settings"),
@@ -50,15 +51,16 @@ if TYPE_CHECKING:
     from .core.stored_session import StoredSession
     from .core.workflow_session import WorkflowSession
     from .errors import CookieTooLarge, CorruptState, InvalidInput, JobConflict, JobNotFound, NotJSON, SessionEnded, SessionError, SessionNotFound, StoreError
-    from .jobs.forms import DONE
+    from .jobs.forms import DONE, GiveUp
     from .jobs.kinds import JobKinds
     from .jobs.service import Jobs
     from .logs import setup_logs
-    from .models import ColumnSpec, EnrichedSessionSummary, Job, JobPage, LabelGenerator, SessionEnricher, SessionManagementResult, SessionManagementUrls, SessionPage, SessionSummary
+    from .models import ColumnSpec, EnrichedSessionSummary, Job, JobFailure, JobPage, LabelGenerator, SessionEnricher, SessionManagementResult, SessionManagementUrls, SessionPage, SessionSummary
     from .routes.guard import active_session, check_origin, status_of
     from .routes.health import init_health_router
     from .routes.init import init_session_manager_routers
     from .routes.job_restore import restore_view
+    from .routes.job_router import JobRouter
     from .routes.jobs import init_job_router
     from .services.management import SessionManagementService
     from .settings import Settings, load_settings

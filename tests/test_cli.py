@@ -189,7 +189,7 @@ def test_demo_asks_nothing_prints_its_address_and_stops_on_ctrl_c(tmp_path):
     assert (server.returncode, err) == (0, "")
     assert (os.stat(tmp_path / "data").st_mode & 0o777, os.stat(tmp_path / "data" / ".sesskey").st_mode & 0o777) == (0o700, 0o600)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
-    assert sum(p.is_file() for p in (tmp_path / "data" / "samples").rglob("*")) == 200
+    assert sum(p.is_file() for p in (tmp_path / "data" / "samples").rglob("*")) == 500
 
 
 def test_demo_says_what_to_do_about_a_taken_port(tmp_path):

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -48,7 +49,8 @@ class Person:
 
     def send(self, path, session_id, **fields): return self.client.post(path, data={"session_id": session_id} | fields)
 
-    def process(self, session_id, folder, pattern="*", **fields): return self.send("/process", session_id, folder=str(folder), pattern=pattern, recursive="yes", keywords="yes", **fields)
+    def process(self, session_id, folder, pattern="*", **fields):
+        return self.send("/process", session_id, **{"directory": str(folder), "pattern": pattern, "max_files": "500", "recursive": "yes", "extract_metadata": "yes", "extract_keywords": "yes"} | fields)
 
     def until(self, session_id, text, seconds=20):
         deadline = time.monotonic() + seconds
@@ -57,7 +59,9 @@ class Person:
 
 
 def catalogue(server): return {path: row for path, *row in sqlite3.connect(server.data / "catalogue.db").execute("SELECT path, size, sha256, mime, width, height, keywords, owner FROM entry")}
-def rows_of(service, session_id): return [row for key, part in sorted(service.get_state(session_id).items()) if key.startswith("rows_") for row in part]
+def rows_of(service, session_id): return [row for key, row in sorted(service.get_state(session_id).items()) if key.startswith("row_")]
+def names_of(n): return [f"{i:03}.txt" for i in range(n)]
+def read_by(server): return dict(sqlite3.connect(f"file:{server.data}/sessions.db?mode=ro", uri=True).execute("SELECT job_id, processed FROM wfs_job"))
 
 
 def folder_of(tmp_path, n=60, name="files"):
@@ -78,24 +82,24 @@ def test_all_steps_by_plain_forms_and_what_is_committed_is_true(start):
     assert html.escape(str(samples)) in ann.page.text
     ann.process(session_id, samples)
     page = ann.until(session_id, "Review the result")
-    assert "200 of 200 files" in page and "Page 1 of 4" in page
+    assert "500 of 500 files" in page and "Page 1 of 10" in page
     page = ann.send("/review", session_id, shown="0,1,2", keep=["1"], at_page="1", page="2").text   # a pager button keeps what is ticked, too
-    assert "Page 2 of 4" in page and "198 of 200 files" in page
+    assert "Page 2 of 10" in page and "498 of 500 files" in page
     ann.send("/review", session_id, shown="", at_kind="audio", all="drop")
     page = ann.send("/review", session_id, shown="", go="commit").text
-    assert "183 files" in page and "17 of 200 are left out" in page
-    page = ann.send("/commit", session_id).text
-    assert "183 files are in the catalogue" in page
+    assert "463 files" in page and "37 of 500 are left out" in page
+    ann.send("/commit", session_id)
+    ann.until(session_id, "463 files are in the catalogue")
     found = catalogue(server)
-    assert len(found) == 183 and not any(path.endswith(".wav") for path in found)
+    assert len(found) == 463 and not any(path.endswith(".wav") for path in found)
     for path, (size, sha, mime, width, height, keywords, owner) in found.items():
         data = open(path, "rb").read()
         assert (size, sha) == (len(data), hashlib.sha256(data).hexdigest())
         if path.endswith(".png"): assert (mime, width, height) == ("image/png", int.from_bytes(data[16:20]), int.from_bytes(data[20:24]))
         if path.endswith((".txt", ".md")): assert keywords
     result = server.service.get_state(session_id)["result"]
-    assert ann.send("/commit", session_id).text.count("183 files are in the catalogue") == 1 and len(catalogue(server)) == 183   # a second click changes nothing
-    assert server.service.get_state(session_id)["result"] == result == {"added": 183, "changed": 0, "unchanged": 0, "files": 183, "bytes": sum(row[0] for row in found.values())}
+    assert ann.send("/commit", session_id).text.count("463 files are in the catalogue") == 1 and len(catalogue(server)) == 463   # a second click changes nothing
+    assert server.service.get_state(session_id)["result"] == result == {"added": 463, "changed": 0, "unchanged": 0, "files": 463, "bytes": sum(row[0] for row in found.values())}
     assert "is committed already" in ann.process(session_id, samples).text
 
 
@@ -107,6 +111,9 @@ def test_what_is_wrong_is_said_and_nothing_is_lost(start, tmp_path):
         answer = ann.process(session_id, path, pattern)
         assert answer.status_code == 422 and says in answer.text and html.escape(str(path)) in answer.text
         assert html.escape(str(path)) in ann.get(f"/ingest/{session_id}").text   # also after a reload
+    for most in ("0", "5001", "many"):
+        answer = ann.process(session_id, folder, max_files=most)
+        assert answer.status_code == 422 and "must be 1 to 5,000" in answer.text
     ann.process(session_id, folder)
     ann.until(session_id, "Review the result")
     ann.send("/review", session_id, shown="0,1,2", go="commit")
@@ -117,6 +124,7 @@ def test_what_is_wrong_is_said_and_nothing_is_lost(start, tmp_path):
     ann.send("/step", session_id, step="review")
     ann.send("/review", session_id, shown="0", keep="0", go="commit")
     ann.send("/commit", session_id)
+    ann.until(session_id, "1 file is in the catalogue")
     assert list(catalogue(server)) == [str(folder / "000.txt")]   # the folder that was read, not the one typed later
 
 
@@ -127,9 +135,27 @@ def test_a_file_that_vanishes_is_named_and_left_out(start, tmp_path):
     ann.process(session_id, folder, pace_ms="25")
     (folder / "029.txt").unlink()
     assert "No such file or directory" in ann.until(session_id, "1 file could not be read")
+    (folder / "029.txt").write_text("it is back")
+    again = re.search(r'action="(/api/ingest/retry/[^"]+)"', ann.get(f"/ingest/{session_id}").text)[1]
+    ann.client.post(again, data={"back": f"/ingest/{session_id}"}, headers={"accept": "text/html"})
+    assert "could not be read" not in ann.until(session_id, "30 of 30 files</strong> kept")
     ann.send("/review", session_id, go="commit", shown="")
     ann.send("/commit", session_id)
-    assert len(catalogue(server)) == 29
+    ann.until(session_id, "30 files are in the catalogue")
+    assert len(catalogue(server)) == 30
+
+
+def test_more_files_than_asked_for_are_cut_and_said(start, tmp_path):
+    server, folder = start(), folder_of(tmp_path, 12)
+    ann = Person(server)
+    session_id = ann.new()
+    ann.process(session_id, folder, max_files="5")
+    page = ann.until(session_id, "Review the result")
+    assert "5 of 5 files" in page and "more files than the 5 that were asked for" in page
+    assert [row["name"] for row in rows_of(server.service, session_id)] == names_of(5)
+    ann.send("/step", session_id, step="choose")
+    ann.process(session_id, folder)
+    assert "more files than" not in ann.until(session_id, "12 of 12 files")
 
 
 def test_parameters_out_of_bounds_are_answered(start, tmp_path):
@@ -141,11 +167,11 @@ def test_parameters_out_of_bounds_are_answered(start, tmp_path):
     for query in ("page=99999999999999999999", "page=-1", "page=%D9%A3", "kind=%3Cb%3E", "page=1&page=2"): assert ann.get(f"/ingest/{session_id}?{query}").status_code == 200
     for data in ({"shown": "x,-1,99999", "keep": ["-1", "1e9", "٣"]}, {"all": ["keep", "drop"]}, {"go": "nowhere"}, {"page": "x"}): assert ann.send("/review", session_id, **({"shown": "0"} | data)).status_code == 200
     assert server.service.get_state(session_id)["dropped"] == [0]
-    assert ann.send("/draft", session_id, folder="x" * 5000).status_code == 422
-    assert ann.client.post("/process", data={"session_id": session_id}, files={"folder": b"a file"}).status_code == 422
+    assert ann.send("/draft", session_id, directory="x" * 5000).status_code == 422
+    assert ann.client.post("/process", data={"session_id": session_id}, files={"directory": b"a file"}).status_code == 422
     assert ann.client.post("/process", content="[" * 100_000, headers={"content-type": "application/json"}).status_code == 400
-    for bad in ("", "none", "\x00", "x" * 5000, "../etc"): assert ann.send("/stop", bad).status_code in (404, 422)
-    for path in ("/new", "/process", "/review", "/commit", "/step", "/stop", "/go-on", "/draft", "/sign-out"):
+    for bad in ("", "none", "\x00", "x" * 5000, "../etc"): assert ann.send("/step", bad, step="choose").status_code in (404, 422)
+    for path in ("/new", "/process", "/review", "/commit", "/step", "/draft", "/sign-out", "/api/ingest/process"):
         assert ann.get(path).status_code == 405
         refused = ann.client.post(path, data={"session_id": session_id}, headers={"sec-fetch-site": "cross-site"})
         assert refused.status_code == 403
@@ -153,39 +179,89 @@ def test_parameters_out_of_bounds_are_answered(start, tmp_path):
 
 # -- kill, restart, several processes ------------------------------------------------------------------------------------
 
-def test_a_killed_server_shows_the_interruption_and_goes_on_where_it_was(start, tmp_path):
-    server, folder = start(), folder_of(tmp_path, 60)
+def killed_at(server, n, which=-1):
+    "Kill the server when a job has `n` items; gives how many it had then."
+    deadline = time.monotonic() + 30
+    while not (found := read_by(server)) or max(found.values()) < n: assert time.monotonic() < deadline; time.sleep(0.02)
+    server.kill()
+    return max(read_by(server).values())
+
+
+def test_a_killed_server_goes_on_by_itself_while_it_reads_and_while_it_commits(start):
+    server = start()
     ann = Person(server)
     session_id = ann.new()
-    ann.process(session_id, folder, pace_ms="200")
-    deadline = time.monotonic() + 10
-    while not (before := rows_of(server.service, session_id)): assert time.monotonic() < deadline; time.sleep(0.05)
-    server.kill()
+    ann.process(session_id, server.data / "samples", pace_ms="25")
+    before = killed_at(server, 200)
+    seen = rows_of(server.service, session_id)
+    assert [row["number"] for row in seen] == list(range(before)) and before < 300   # what was said to be read is there
     server.start()
-    page = Person(server).until(session_id, "was interrupted", 10)   # for a browser that was never here
-    before = rows_of(server.service, session_id)
-    assert 0 < len(before) < 60 and f"{len(before)} of 60 files" in page and "Go on" in page
-    with server.service.edit_state(session_id) as state: state["used"]["pace_ms"] = 0
-    ann.send("/go-on", session_id)
-    ann.until(session_id, "Review the result")
-    after = rows_of(server.service, session_id)
-    assert after[:len(before)] == before and [row["name"] for row in after] == [f"{i:03}.txt" for i in range(60)]
+    ann.until(session_id, "Review the result", 40)   # nobody has to ask for it
+    rows = rows_of(server.service, session_id)
+    assert rows[:before] == seen and [row["number"] for row in rows] == list(range(500)) and len({row["name"] for row in rows}) == 500
+    ann.send("/review", session_id, go="commit", shown="")
+    ann.send("/commit", session_id)
+    deadline = time.monotonic() + 30
+    while not os.path.exists(server.data / "catalogue.db") or len(catalogue(server)) < 200: assert time.monotonic() < deadline; time.sleep(0.02)
+    server.kill()
+    assert len(catalogue(server)) < 400
+    server.start()
+    bob = Person(server)   # a browser that was never here sees it, too
+    assert "Committing" in bob.get("/").text
+    ann.until(session_id, "500 files are in the catalogue", 40)
+    assert len(catalogue(server)) == 500
+    assert server.service.get_state(session_id)["result"] | {"bytes": 0} == {"added": 500, "changed": 0, "unchanged": 0, "files": 500, "bytes": 0}
 
 
-def test_stop_and_a_second_run_never_read_a_file_twice(start, tmp_path):
+def test_what_is_stopped_stays_so_and_what_begins_again_begins_anew(start, tmp_path):
     server, folder = start(workers=2), folder_of(tmp_path, 60)
     ann = Person(server)
     session_id = ann.new()
     ann.process(session_id, folder, pace_ms="25")
-    ann.send("/stop", session_id)
-    ann.until(session_id, "Reading is paused")
-    time.sleep(1)
+    ann.until(session_id, "of 60 files")
+    ann.send("/step", session_id, step="choose")
+    ann.send("/step", session_id, step="process")
+    page = ann.until(session_id, "Reading is paused")
     stopped = len(rows_of(server.service, session_id))
     time.sleep(1)
     assert len(rows_of(server.service, session_id)) == stopped < 60
-    for _ in range(4): ann.send("/go-on", session_id)
+    resume = re.search(r'action="(/api/ingest/resume/[^"]+)"', page)[1]
+    for _ in range(4): assert ann.client.post(resume, data={"back": f"/ingest/{session_id}"}, headers={"accept": "text/html"}).status_code == 200
     ann.until(session_id, "Review the result")
-    assert [row["name"] for row in rows_of(server.service, session_id)] == [f"{i:03}.txt" for i in range(60)]
+    assert [row["name"] for row in rows_of(server.service, session_id)] == names_of(60)
+    with ThreadPoolExecutor(4) as pool: list(pool.map(lambda n: Person(server).process(session_id, folder, f"00*|0{n}*", pace_ms="25"), (1, 2, 3, 4)))
+    ann.until(session_id, "20 of 20 files")
+    assert len(read_by(server)) == 1   # the last of them is left, with its files only
+    assert len(rows_of(server.service, session_id)) == 20
+
+
+def test_a_script_starts_an_ingest_and_its_session_is_in_the_list(start, tmp_path):
+    server, folder = start(), folder_of(tmp_path, 20)
+    curl = httpx2.Client(base_url=server.url, timeout=30)
+    def status(): return curl.get(f"/api/ingest/status/{job_id}").json()
+    def until(*wanted):
+        deadline = time.monotonic() + 20
+        while (found := status())["status"] not in wanted: assert time.monotonic() < deadline, found; time.sleep(0.05)
+        return found
+    asked = {"directory": str(folder), "pattern": "*.png|*.txt", "max_files": 15, "enable_nsfw_detection": False, "nsfw_threshold": 0.5, "extract_metadata": True, "extract_keywords": True, "import_scores": False}
+    for wrong, says in (({"directory": "/nowhere"}, "not there"), ({"enable_nsfw_detection": True}, "has no model"), ({"colour": "red"}, "is not known here"), ({"max_files": 0}, "must be 1 to 5,000")):
+        answer = curl.post("/api/ingest/process", json={"parameters": asked | wrong})
+        assert answer.status_code == 422 and says in answer.json()["error"]
+    assert server.service.count() == 0   # no session of something that never began
+    answer = curl.post("/api/ingest/process", json={"parameters": asked})
+    assert answer.status_code == 202
+    job_id = answer.json()["session_id"]
+    record = until("completed")
+    assert (record["total_files"], record["processed_files"], record["progress"], record["errors"], record["stats"]["text_files"]) == (15, 15, 100, [], 15)
+    assert {name: record["parameters"][name] for name in ("directory", "pattern", "max_files", "extract_metadata")} == {name: asked[name] for name in ("directory", "pattern", "max_files", "extract_metadata")}
+    (found,) = server.service.list_sessions()
+    assert found.summary.current_step == "review" and "Ingest of files (*.png|*.txt)" in Person(server).get("/manage/sessions").text
+    assert "15 of 15 files" in Person(server).get(f"/ingest/{found.summary.session_id}").text
+    assert curl.get("/api/ingest/active-session").json() == {"session_id": job_id, "status": "completed"}
+    assert curl.post(f"/api/ingest/commit/{job_id}").status_code == 202
+    until("committed")
+    assert len(catalogue(server)) == 15 and "15 files are in the catalogue" in Person(server).get(f"/ingest/{found.summary.session_id}").text
+    assert curl.delete(f"/api/ingest/session/{job_id}").status_code == 200 and curl.get(f"/api/ingest/status/{job_id}").status_code == 404
 
 
 def test_two_sessions_in_two_tabs_do_not_mix_also_with_two_workers(start, tmp_path):
@@ -196,9 +272,11 @@ def test_two_sessions_in_two_tabs_do_not_mix_also_with_two_workers(start, tmp_pa
     ann.process(a, one); ann.process(b, two)
     ann.until(a, "12 of 12 files"); ann.until(b, "7 of 7 files")
     ann.send("/review", a, shown="0,1", keep=[], go="commit"); ann.send("/review", b, shown="0", keep=[], go="commit")
-    assert "10 files" in ann.send("/commit", a).text
+    ann.send("/commit", a)
+    ann.until(a, "10 files are in the catalogue")
     assert "6 files" in ann.get(f"/ingest/{b}").text   # untouched by the commit of the other
     ann.send("/commit", b)
+    ann.until(b, "6 files are in the catalogue")
     assert sorted(os.path.relpath(p, tmp_path).split(os.sep)[0] for p in catalogue(server)) == ["one"] * 10 + ["two"] * 6
     assert str(ann.get("/").url).endswith(b)   # what was worked on last is active
 
@@ -227,20 +305,25 @@ def test_with_names_each_person_has_their_own(start, tmp_path):
     unknown = bob.get("/ingest/00000000-0000-4000-8000-000000000000")
     foreign = bob.get(f"/ingest/{hers}")
     assert (foreign.status_code, foreign.text.replace(hers, "?")) == (404, unknown.text.replace("00000000-0000-4000-8000-000000000000", "?"))
-    for path in ("/stop", "/go-on", "/commit", "/review", "/draft", "/step"): assert bob.send(path, hers, step="choose").status_code == 404
+    for path in ("/commit", "/review", "/draft", "/step", "/process"): assert bob.send(path, hers, step="choose").status_code == 404
     assert hers not in bob.get("/manage/sessions").text and his in bob.get("/manage/sessions").text
+    job_id = ann.client.get("/api/ingest/active-session").json()["session_id"]
+    for path in ("status", "export", "events"): assert bob.client.get(f"/api/ingest/{path}/{job_id}").status_code == 404
+    for path in ("commit", "cancel", "resume", "delete"): assert bob.client.post(f"/api/ingest/{path}/{job_id}").status_code == 404
+    assert eve.client.get("/api/ingest/sessions").status_code == 401
     ann.send("/review", hers, go="commit", shown=""); ann.send("/commit", hers)
     bob.send("/review", his, go="commit", shown="0"); bob.send("/commit", his)
+    ann.until(hers, "4 files are in the catalogue"); bob.until(his, "3 files are in the catalogue")
     with sqlite3.connect(server.data / "catalogue.db") as db: assert dict(db.execute("SELECT owner, count(*) FROM entry GROUP BY owner")) == {"Ann": 4, "<img src=x onerror=alert(1)>": 3}
     page = bob.get("/").text
     assert "<img src=x" not in page and "&lt;img src=x" in page
     ann.client.post("/sign-out")
     assert "Who are you?" in ann.get(f"/ingest/{hers}").text
-    poll = ann.client.get(f"/ingest/{hers}/progress", headers={"hx-request": "true"})
-    assert poll.headers["hx-redirect"] == "/sign-in"
+    polled = ann.client.get(f"/ingest/{hers}", headers={"hx-request": "true"})
+    assert polled.headers["hx-redirect"] == "/sign-in"
     bob.client.post("/sign-in", data={"name": "Eve"})
     left = json.loads(base64.b64decode(next(iter(bob.client.cookies.jar)).value.split(".")[0]))
-    assert left == {"user": "Eve"} and "Start an ingest" in bob.get("/").text   # nothing of the person before is left
+    assert set(left) == {"user", "_jobs_seen:/api/ingest"} and left["user"] == "Eve" and "Start an ingest" in bob.get("/").text   # nothing of the person before is left
 
 
 # -- in a browser --------------------------------------------------------------------------------------------------------
@@ -272,10 +355,10 @@ def test_all_steps_in_a_browser_under_the_policy(start, visitor, tmp_path, kind)
     page.get_by_label("Pace").select_option("25")
     page.get_by_role("button", name="Start", exact=True).click()
     expect(page.get_by_role("heading", name="Reading files")).to_be_visible()
-    with page.expect_response(lambda r: "/progress" in r.url): check(page)
-    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("main [data-job]")).to_have_attribute("data-following", "on"); check(page)
+    page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("heading", name="Reading is paused")).to_be_visible(); check(page)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     page.get_by_role("heading", name="Review the result").wait_for(timeout=10_000); check(page)   # comes by itself
     with page.expect_response(lambda r: r.url.endswith("/review")): page.get_by_role("checkbox", name="Keep 001.txt").uncheck()
     expect(page.locator("#kept")).to_contain_text("59 of 60 files")
@@ -284,7 +367,9 @@ def test_all_steps_in_a_browser_under_the_policy(start, visitor, tmp_path, kind)
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_text("1 of 60 are left out")).to_be_visible(); check(page)
     page.get_by_role("button", name="Commit").click()
-    expect(page.get_by_text("59 files are in the catalogue")).to_be_visible(); check(page)
+    expect(page.get_by_role("heading", name="Committing to the catalogue")).to_be_visible(); check(page)
+    expect(page.get_by_text("59 files are in the catalogue")).to_be_visible(timeout=10_000); check(page)   # comes by itself, too
+    expect(page).to_have_title("Done – Ingest")
     assert len(catalogue(server)) == 59
     page.goto(f"{server.url}/ingest/none"); check(page)
 
@@ -325,11 +410,11 @@ def test_a_half_typed_form_is_kept(start, visitor):
     with page.expect_response(lambda r: r.url.endswith("/draft")):
         page.get_by_label("Pattern", exact=True).fill("*.png|*.gif")
         page.get_by_label("Pattern", exact=True).press("Tab")
-    with page.expect_response(lambda r: r.url.endswith("/draft")): page.get_by_label("Look for keywords").uncheck()
+    with page.expect_response(lambda r: r.url.endswith("/draft")): page.get_by_label("Keywords of texts").uncheck()
     page.goto(f"{server.url}/manage/sessions")
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_label("Pattern", exact=True)).to_have_value("*.png|*.gif")
-    expect(page.get_by_label("Look for keywords")).not_to_be_checked()
+    expect(page.get_by_label("Keywords of texts")).not_to_be_checked()
 
 
 def test_hostile_file_names_are_text(start, visitor, tmp_path):
@@ -352,7 +437,7 @@ def test_hostile_file_names_are_text(start, visitor, tmp_path):
     expect(page.locator("[data-session]")).to_contain_text("Ingest of <b>in")
 
 
-def test_a_page_that_polls_finds_out_what_happened(start, visitor, tmp_path):
+def test_a_page_that_is_open_finds_out_what_happened(start, visitor, tmp_path):
     server, folder = start(), folder_of(tmp_path, 60)
     page = visitor().new_page()
     page.goto(server.url)
@@ -360,13 +445,12 @@ def test_a_page_that_polls_finds_out_what_happened(start, visitor, tmp_path):
     page.get_by_label("Folder", exact=True).fill(str(folder))
     page.get_by_label("Pace").select_option("200")
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_role("button", name="Stop").focus()
-    with page.expect_response(lambda r: "/progress" in r.url): pass
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.activeElement.textContent") == "Stop"   # the bar is renewed, the focus stays
+    page.get_by_role("button", name="Cancel").focus()
+    expect(page.locator('[data-slot="count"]')).to_have_text(re.compile("^[2-9] of 60 files"), timeout=10_000)
+    assert page.evaluate("document.activeElement.textContent") == "Cancel"   # the numbers change, the focus stays
     server.service.delete_session(page.url.rpartition("/")[2])
-    expect(page.get_by_role("heading", name="This session is gone")).to_be_visible(timeout=5000)
-    page.trouble[:] = [t for t in page.trouble if "404" not in t]   # htmx reports the answer that it then obeys
+    expect(page.get_by_role("heading", name="This session is gone")).to_be_visible(timeout=8000)
+    page.trouble[:] = [t for t in page.trouble if "404" not in t]   # the browser reports the answer that the page then shows
 
 
 def test_without_a_script(start, browser, tmp_path):
@@ -382,12 +466,11 @@ def test_without_a_script(start, browser, tmp_path):
         deadline = time.monotonic() + 20
         while page.get_by_role("heading", name="Review the result").count() == 0:
             assert time.monotonic() < deadline
-            if (link := page.get_by_role("link", name="Show the progress now")).count(): link.click()
-            page.wait_for_timeout(200)
+            page.wait_for_timeout(500)   # the page loads itself again
         page.get_by_role("checkbox", name="Keep 000.txt").uncheck()
         page.get_by_role("button", name="Continue").click()
         page.get_by_role("button", name="Commit").click()
-        expect(page.get_by_text("11 files are in the catalogue")).to_be_visible()
+        expect(page.get_by_text("11 files are in the catalogue")).to_be_visible(timeout=15_000)
         page.goto(f"{server.url}/manage/sessions")
         page.get_by_role("button", name="Resume").click()
         expect(page.get_by_role("heading", name="Committed")).to_be_visible()

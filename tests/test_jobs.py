@@ -245,7 +245,7 @@ def test_an_error_is_tried_again_from_the_checkpoint_and_then_stays(jobs):
     assert jobs.record(job.job_id)["errors"] == ["OSError: no disk"]
 
 
-@pytest.mark.parametrize("step, words", [(lambda job, cursor: None, "return the next cursor"), (lambda job, cursor: object(), "NotJSON"), (lambda job, cursor: exit(3), "SystemExit")])
+@pytest.mark.parametrize("step, words", [(lambda job, cursor: None, "return the next cursor"), (lambda job, cursor: object(), "cannot be stored as JSON"), (lambda job, cursor: exit(3), "SystemExit")])
 def test_what_a_kind_may_not_do(jobs, step, words):
     jobs.kind("odd", attempts=1)(step)
     with fast(jobs): done = ended(jobs, jobs.start("odd"))

@@ -140,7 +140,6 @@ def test_a_killed_worker_is_taken_over_from(farm):
     until(lambda: not farm.queue())
 
 
-@pytest.mark.xfail(sys.version_info >= (3, 13), strict=True, reason="on Python 3.13 the process takes 20 s to end: to be found and mended")
 def test_a_worker_ended_in_order_hands_over(farm):
     farm.worker(), farm.worker()
     job = ingest(farm)

@@ -93,7 +93,7 @@ def test_the_command_backs_up_and_never_replaces_unasked(tmp_path, store):
     made = store.create_session(FLOW, state={"n": 1})
     at = ("--store", "sqlite:///s.db")
     code, out, _ = run("backup", "copy.db", *at, "--json", cwd=tmp_path)
-    assert code == 0 and json.loads(out) == {"file": "copy.db", "bytes": (tmp_path / "copy.db").stat().st_size, "sessions": 1, "values": 1}
+    assert code == 0 and json.loads(out) == {"file": "copy.db", "bytes": (tmp_path / "copy.db").stat().st_size, "sessions": 1, "values": 1, "jobs": 0}
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
     before = (tmp_path / "copy.db").read_bytes()
     code, _, err = run("backup", "copy.db", *at, cwd=tmp_path)

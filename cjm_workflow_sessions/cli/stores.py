@@ -21,22 +21,23 @@ def run_backup(args: argparse.Namespace) -> int:
     "Copy the store's file while others write to it."
     store = service_of(args, settings_of(args)).store
     report = backup_store(store, args.file, replace=args.replace)
-    held = f"{count(report.sessions, 'session')}, {count(report.values, 'value')}, {format_bytes(report.bytes)}"
+    held = f"{count(report.sessions, 'session')}, {count(report.values, 'value')}, {count(report.jobs, 'job')}, {format_bytes(report.bytes)}"
     tell(args, asdict(report), f"{printable(report.file)}: {held}; opened and checked")
     return 0
 
 # %% ../../nbs/cli/stores.ipynb #b3a97858
 def run_migrate(args: argparse.Namespace) -> int:
-    "Move every session into another store; run again, it goes on."
+    "Move every session and job into another store; run again, it goes on."
     settings = settings_of(args)
     source, target = opened(args.source, settings), open_store(args.target, on_network=settings.on_network)
     began = time.monotonic()
     report = transfer_sessions(source, target, progress=Ticker(sys.stderr))
     took = max(time.monotonic() - began, 0.001)
     again = f", {report.repeated:,} of them again because they were written meanwhile" if report.repeated else ""
+    jobs = f"; {count(report.jobs, 'job')}, digest {report.jobs_digest}" if report.jobs else ""
     tell(args, asdict(report),
          f"{count(report.copied, 'session')} copied in {took:.0f} s{again}",
-         f"Both stores hold {count(report.sessions, 'session')} with {count(report.values, 'value')} and {count(report.http_sessions, 'HTTP session')}; digest {report.digest}",
+         f"Both stores hold {count(report.sessions, 'session')} with {count(report.values, 'value')} and {count(report.http_sessions, 'HTTP session')}; digest {report.digest}{jobs}",
          "Now give your programs the new address; what they still write to the old store is not carried.")
     return 0
 
@@ -57,4 +58,4 @@ class Ticker:
         "Take note of progress."
         if time.monotonic() < self.next or not self.stream.isatty(): return
         self.next = time.monotonic() + self.every_s
-        say(f"{what} {count(n, 'session')}", stream=self.stream)
+        say(f"{what} {n:,} so far", stream=self.stream)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRIMARY', 'PLAIN', 'SMALL', 'GHOST', 'FAINT', 'TINY', 'STACK', 'ROW', 'APART', 'PANEL', 'BORDERED', 'post_form',
            'note', 'error_note', 'name_of', 'badges', 'heads', 'frame', 'page', 'step_list', 'workflow_page',
-           'start_page', 'sign_in_page', 'problem_page']
+           'start_page', 'begin_panel', 'session_panel', 'sign_in_page', 'problem_page']
 
 # %% ../../nbs/demo/pages.ipynb #71961755
 from collections import Counter
@@ -107,10 +107,11 @@ def page(
     title: str, # Heading
     small: Any = None, # Small print below it
     steps: Any = None, # Above it
+    **attrs: Any, # More attributes
 ) -> FT: # `<main>`
     "Lay a page out."
     heading = Div(H1(title, cls="text-2xl font-semibold"), P(small, cls=FAINT) if small else None, cls="flex flex-col gap-1")
-    return Main(steps, heading, *content, cls="mx-auto flex w-full max-w-5xl flex-col gap-6 p-4 pb-12")
+    return Main(steps, heading, *content, cls="mx-auto flex w-full max-w-5xl flex-col gap-6 p-4 pb-12", **attrs)
 
 def step_list(
     current: str, # Step id
@@ -130,31 +131,44 @@ def workflow_page(
     urls: SessionManagementUrls, # Paths of the manager
     *content: Any, # Below the heading
 ) -> FT: # `<main>`
-    "Lay out a step of the workflow."
+    "Lay out a step of the workflow, as a part of the page that is fetched anew when its job has changed."
     url = f"{urls.session_detail}?session_id={quote(row.summary.session_id)}"
     details = A(name_of(row.resolved_label), href=url, cls="link")
     leave = "" if current == "done" else ". It is saved as you go; you can leave at any time."
-    return page(*content, title=title, small=("Session: ", details, leave), steps=step_list(current))
+    return page(*content, title=title, small=("Session: ", details, leave), steps=step_list(current), id="step", tabindex="-1", data_job_part=True)
 
 # %% ../../nbs/demo/pages.ipynb #fd77cc1c
 def start_page(
+    view: Any, # The job that matters most, or `begin_panel`
     recent: list[EnrichedSessionSummary], # Written last, first
     urls: SessionManagementUrls, # Paths of the manager
 ) -> FT: # `<main>`
     "Welcome a browser that works in no session."
-    begin = Div(
+    others = Div(
+        H2("Go on with", cls="text-lg font-semibold"),
+        Ul(*(_recent(row, urls) for row in recent), cls="divide-y divide-base-300"),
+        A("All sessions", href=urls.management_page, cls="link self-start"),
+        cls=STACK)
+    return page(view, others if recent else None, title="Ingest files")
+
+def begin_panel() -> FT:
+    "Say what this is, and offer to begin."
+    return Div(
         P("Choose a folder, and every file in it is read: size, SHA-256, type, image dimensions, keywords. "
           "Look the result over, drop what you do not want, and commit the rest to a catalogue."),
         P("You can close this page at any step. The session is kept on the server: go on with it later, in another tab, "
           "in another browser, or after a restart."),
         post_form("/new", Button("Start an ingest", cls=PRIMARY)),
         cls=f"{PANEL} flex flex-col items-start gap-4")
-    others = Div(
-        H2("Go on with", cls="text-lg font-semibold"),
-        Ul(*(_recent(row, urls) for row in recent), cls="divide-y divide-base-300"),
-        A("All sessions", href=urls.management_page, cls="link self-start"),
-        cls=STACK)
-    return page(begin, others if recent else None, title="Ingest files")
+
+def session_panel(
+    text: str, # What a job has come to
+    button: str, # What leads to its session
+    session_id: str, # The session
+    urls: SessionManagementUrls, # Paths of the manager
+) -> FT:
+    "Lead to the session of a job."
+    return Div(P(text), post_form(urls.resume_session, Button(button, cls=PLAIN), session_id=session_id), cls=f"{PANEL} flex flex-col items-start gap-4")
 
 def _recent(row: EnrichedSessionSummary, urls: SessionManagementUrls) -> FT:
     at = f"{STEPS.get(row.summary.current_step or 'choose', 'Choose')} · {row.summary.updated_at[:16]} UTC"

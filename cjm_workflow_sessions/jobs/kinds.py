@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidInput
-from .forms import Advance, Again, Each, Steps
+from .forms import Advance, Again, Each, Steps, is_generator
 from ..stores.job_port import Allowance
 
 # %% ../../nbs/jobs/kinds.ipynb #785f6ddd
@@ -20,7 +20,7 @@ class JobKind:
     "What a runner knows of a kind."
     name: str # Stored with its jobs, at most 200 characters
     advance: Advance # First phase
-    commit: Advance|None = None # Second phase, which a person asks for; None: there is none
+    commit: Advance|None = None # Second phase, which a person asks for; a generator function is taken as `Steps`; None: there is none
     slice_s: float = 0.2 # Seconds of work between two checkpoints: what may be done again after a crash, and how long a cancel waits
     attempts: int = 3 # Times a job is taken up without moving on before it is given up
     at_once: int|None = None # Jobs of this kind that run at the same time on all machines; None: any number
@@ -31,6 +31,7 @@ class JobKind:
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 200: raise InvalidInput("kind", "must be a name of 1 to 200 characters")
         for name in ("advance", "commit"):
             if not callable(getattr(self, name)) and (name, self.commit) != ("commit", None): raise InvalidInput(name, "must be a function")
+        if is_generator(self.commit): object.__setattr__(self, "commit", Steps(self.commit)) # type: ignore[arg-type]
         if self.slice_s <= 0: raise InvalidInput("slice_s", "must be more than 0 seconds")
         for name in ("attempts", "at_once", "per_owner"):
             value = getattr(self, name)

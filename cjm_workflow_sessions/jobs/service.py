@@ -90,7 +90,7 @@ class Jobs:
     def each(self,
         name: str, # Stored with its jobs
         *,
-        items: Callable[[dict[str, Any]], Iterable[Any]], # Parameters → items
+        items: Callable[..., Iterable[Any]], # (parameters) or (job, parameters), gives the items
         **options: Any, # Of `JobKinds.each`
     ) -> Callable[[Callable], Callable]:
         "Declare a kind by a function of one item; see `JobKinds.each`."
@@ -113,7 +113,7 @@ class Jobs:
         new = NewJob(kind, _parameters(parameters), self._owner or "", flow_id, session_id, _client(kind, self._owner or "", client_key), due_at)
         self._clear()
         job, _ = self.store.insert(new, self.engine.announce)
-        self.engine.wake()
+        self.store.afterwards(self.engine.wake)
         return job
 
     # -- look ------------------------------------------------------------------------------------------------------------
@@ -130,6 +130,14 @@ class Jobs:
     ) -> dict[str, Job]: # An unknown id is left out
         "Read jobs in one query."
         return {job.job_id: job for job in self.store.read(job_ids, owner=self._owner)}
+
+    def newest(self,
+        session_ids: Sequence[str], # At most some thousands
+        *,
+        flow_id: str|None = None, # Their workflow; None: any
+    ) -> dict[str, Job]: # Session → its newest job, where there is one
+        "Read the newest job of each of some sessions in one query."
+        return {job.session_id: job for job in self.store.newest(session_ids, flow_id=flow_id, owner=self._owner) if job.session_id}
 
     def page(self,
         *,
@@ -206,7 +214,7 @@ class Jobs:
             self.kinds.get(job.kind).form(job.phase, job.is_retry)
             if job.is_retry and "retrying" in columns: held.mark_failures()
             self.engine.announce(held.run, job)
-        self.engine.wake()
+        self.store.afterwards(self.engine.wake)
         return job
 
     def pin(self,
@@ -266,7 +274,7 @@ class Jobs:
     ) -> bool: # False if somebody has taken or changed it meanwhile
         "Announce a job anew under a new epoch, so that what was announced before is stale."
         done = self.store.requeue(job, self.engine.announce)
-        if done: self.engine.wake()
+        if done: self.store.afterwards(self.engine.wake)
         return done
 
     def runner(self,

@@ -174,6 +174,7 @@ class _Newest:
     "What the store says of the scopes of one round's newcomers, each asked for once."
     def __init__(self, store: SessionStore):
         self.store, self.known = store, dict[tuple[str, str|None], tuple[list[Changed], int]]()
+        self.started: list[tuple[int, str|None, str|None, str]]|None = None # The latest jobs
 
     def since(self, limit: int, watch: Watch) -> list[Changed]:
         scope = watch.flow_id, watch.owner
@@ -183,7 +184,16 @@ class _Newest:
             self.known[scope] = written, self.store.count_sessions(watch.flow_id, owner=watch.owner)
         written, count = self.known[scope]
         if watch.mark and watch.mark.count not in (None, count): return [Changed(watch.flow_id)]
-        return [c for c in written if c.at is not None and c.at >= limit]
+        return [c for c in written if c.at is not None and c.at >= limit] + self._jobs(limit, watch)
+
+    def _jobs(self, limit: int, watch: Watch) -> list[Changed]:
+        jobs = getattr(self.store, "jobs", None)
+        if jobs is None: return []
+        if self.started is None: self.started = jobs.latest(NAMED)
+        since = [(flow_id, session_id, owner) for at, flow_id, session_id, owner in self.started if at >= limit]
+        if len(since) == NAMED: return [Changed(watch.flow_id)]
+        found = (Changed(flow_id, session_id, owner) for flow_id, session_id, owner in since if flow_id and session_id)
+        return [c for c in found if concerns(c, watch.flow_id, watch.owner)]
 
 def _close(feed: Feed) -> None:
     try: feed.close()

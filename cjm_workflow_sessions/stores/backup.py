@@ -64,9 +64,10 @@ class BackupReport:
     bytes: int # Its size
     sessions: int # Trash included
     values: int # State keys
+    jobs: int
 
 PAGES = 4096 # Copied between two calls of `progress`
-COUNTS = "SELECT (SELECT count(*) FROM wfs_session), (SELECT count(*) FROM wfs_value), (SELECT coalesce(sum(n), 0) FROM wfs_tally)"
+COUNTS = "SELECT (SELECT count(*) FROM wfs_session), (SELECT count(*) FROM wfs_value), (SELECT count(*) FROM wfs_job), (SELECT coalesce(sum(n), 0) FROM wfs_tally)"
 
 def backup_store(
     store: Any, # `SQLiteSessionStore` on a file
@@ -87,7 +88,7 @@ def backup_store(
         found = check_backup(hidden)
         if found != expected: raise StoreCorrupt(str(path), f"the copy has {found} rows where the store has {expected}: try again")
         size = hidden.stat().st_size
-    return BackupReport(str(path), size, *found[:2])
+    return BackupReport(str(path), size, *found[:3])
 
 def _copy(source: Path, copy: Path, progress: Callable[[int, int], Any]) -> tuple: # Rows of `COUNTS` at the moment of the copy
     with store_errors(str(source)), closing(sqlite3.connect(source, isolation_level=None)) as ours, closing(sqlite3.connect(copy)) as theirs:
@@ -99,7 +100,7 @@ def _copy(source: Path, copy: Path, progress: Callable[[int, int], Any]) -> tupl
 
 def check_backup(
     file: Path, # A copy that nobody else uses
-) -> tuple: # Sessions, state keys, and live sessions as the tally has them
+) -> tuple: # Sessions, state keys, jobs, and live sessions as the tally has them
     "Open a copy as a store and look at every page. Raises `StoreError` if it is damaged."
     store = SQLiteSessionStore(file)
     try:

@@ -7,7 +7,7 @@ __all__ = ['DEPTH', 'AHEAD_US', 'Look', 'look_at', 'compare', 'FileFeed', 'SQLit
 
 # %% ../../nbs/stores/feed.ipynb #b142b261
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import StoreUnavailable
 from .base import Changed
@@ -23,6 +23,8 @@ class Look:
     live: Rows # Written last, at most `DEPTH`
     trash: Rows # Trashed last, at most `DEPTH`
     counts: dict[str, int] # Owner → live sessions
+    jobs: tuple[tuple[str, str], ...] = () # (session, owner) of those started since the look before, at most `DEPTH`
+    newest: tuple[int, str] = (0, "") # Number and id of the newest job of any flow
 
 DEPTH = 100 # Sessions compared in either list
 AHEAD_US = 5_000_000 # A session with a time further ahead was imported from elsewhere; were it in the list, it would stay there and hide the others
@@ -32,18 +34,25 @@ _RECENT = """SELECT '{which}', s.id, s.{time}, s.session_id, s.owner FROM (SELEC
 _LOOK = " UNION ALL ".join((
     _RECENT.format(which="live", time="updated_at", trash="", tie=", id DESC", n=DEPTH),
     _RECENT.format(which="trash", time="deleted_at", trash="NOT ", tie="", n=DEPTH),
-    "SELECT 'count', 0, n, '', owner FROM wfs_tally WHERE flow_id = ?"))
+    "SELECT 'count', 0, n, '', owner FROM wfs_tally WHERE flow_id = ?",
+    f"""SELECT 'job', id, 0, session_id, owner FROM (SELECT id, session_id, owner FROM wfs_job
+        WHERE id > ? AND flow_id = ? AND session_id IS NOT NULL ORDER BY id LIMIT {DEPTH}) AS j""",
+    "SELECT 'newest', id, 0, job_id, '' FROM (SELECT id, job_id FROM wfs_job ORDER BY id DESC LIMIT 1) AS n"))
 
 def look_at(
     rows: Callable[[str, tuple], list[tuple]], # Runs a statement
     flow_id: str, # Workflow
+    before: Look|None = None, # The look before; None: jobs that are there already are of no interest
 ) -> Look:
     "Read what a flow looks like now. Raises `StoreError`."
     limit, found = now_us() + AHEAD_US, Look({}, {}, {})
-    for which, row_id, number, session_id, owner in rows(_LOOK, (flow_id, limit, flow_id, limit, flow_id)):
+    jobs, newest, seen = list[tuple[str, str]](), found.newest, before.newest[0] if before else 2**62
+    for which, row_id, number, text, owner in rows(_LOOK, (flow_id, limit, flow_id, limit, flow_id, seen, flow_id)):
         if which == "count": found.counts[owner] = number
-        else: (found.live if which == "live" else found.trash)[row_id] = (number, session_id, owner)
-    return found
+        elif which == "job": jobs.append((text, owner))
+        elif which == "newest": newest = (row_id, text)
+        else: (found.live if which == "live" else found.trash)[row_id] = (number, text, owner)
+    return replace(found, jobs=tuple(jobs), newest=newest)
 
 def compare(
     flow_id: str, # Workflow
@@ -51,11 +60,12 @@ def compare(
     after: Look, # A later one
 ) -> list[Changed]: # Nothing where both are the same
     "Say what was changed between two looks."
-    if _outrun(before.live, after.live) or _outrun(before.trash, after.trash): return [Changed(flow_id)]
+    if _outrun(before.live, after.live) or _outrun(before.trash, after.trash) or _lost_count(before, after): return [Changed(flow_id)]
     written = [Changed(flow_id, session_id, owner, at) for at, session_id, owner in _come(before.live, after.live)]
     lost = [Changed(flow_id, session_id, owner) for rows in (_come(before.trash, after.trash), _come(after.trash, before.trash),
             _come(after.live, before.live)) for _, session_id, owner in rows]
-    named = {c.session_id: c for c in lost + written}   # one restored is in both, and has a time again
+    started = [Changed(flow_id, session_id, owner) for session_id, owner in after.jobs]
+    named = {c.session_id: c for c in lost + written + started}   # one restored is in both, and has a time again; the time of one with a new job tells too little
     owners = {c.owner for c in named.values()}
     counted = [Changed(flow_id, None, owner) for owner in before.counts.keys() | after.counts.keys()
                if before.counts.get(owner, 0) != after.counts.get(owner, 0) and owner not in owners]
@@ -67,6 +77,9 @@ def _come(before: Rows, after: Rows) -> list[tuple[int, str, str]]: # In `after`
 
 def _end(rows: Rows) -> int: # A row with no later time may have been there all along, below the last that was read
     return min(at for at, _, _ in rows.values()) if len(rows) == DEPTH else -1
+
+def _lost_count(before: Look, after: Look) -> bool: # SQLite gives the number of the newest job again if that is deleted
+    return len(after.jobs) == DEPTH or after.newest[0] <= before.newest[0] and after.newest != before.newest
 
 def _outrun(before: Rows, after: Rows) -> bool: # Where there was nothing before, the counts say whose all of it is
     return bool(before) and len(_come(before, after)) == DEPTH
@@ -123,5 +136,5 @@ class SQLiteFeed(FileFeed):
     ) -> list[Changed]:
         "Say what has changed in `flows` since the last call; one that was not in that call counts from now. Raises `StoreError`."
         moved, before = self.moved(), self.looks
-        self.looks = {f: before[f] if f in before and not moved else look_at(self.connections.rows, f) for f in flows}
+        self.looks = {f: before[f] if f in before and not moved else look_at(self.connections.rows, f, before.get(f)) for f in flows}
         return [c for f in before.keys() & self.looks.keys() if moved for c in compare(f, before[f], self.looks[f])]

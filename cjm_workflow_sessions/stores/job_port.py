@@ -96,12 +96,21 @@ class JobStore(Protocol):
     def now(self) -> int:
         "Read the clock of the database."
         ...
+    def afterwards(self, call: Callable[[], object]) -> None:
+        "Call something when what is written here can be seen by others: at once, or at the end of the transaction that it is a part of."
+        ...
     # -- for those who ask -------------------------------------------------------------------------------------------
     def insert(self, new: NewJob, announce: Announce) -> tuple[Job, bool]:
         "Insert a job; gives it, or the one that has the same `client`, and whether it is new."
         ...
     def read(self, job_ids: Sequence[str], *, owner: str|None = None) -> list[Job]:
         "Read jobs in one query, in no order; an unknown id is left out."
+        ...
+    def newest(self, session_ids: Sequence[str], *, flow_id: str|None = None, owner: str|None = None) -> list[Job]:
+        "Read the newest job of each of some sessions in one query, in no order; a session without one is left out."
+        ...
+    def latest(self, limit: int) -> list[tuple[int, str|None, str|None, str]]:
+        "Read what was started last, by anybody: (when, flow, session, owner), newest first."
         ...
     def page(self, which: JobFilter, limit: int, before: int|None = None) -> JobPage:
         "Read jobs, newest first."

@@ -8,7 +8,7 @@ __all__ = ['PREFIX', 'select_jobs', 'lost', 'read_job', 'HeldJob', 'JobRows']
 # %% ../../nbs/stores/job_rows.ipynb #b1f0bbe2
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,6 +93,12 @@ class JobRows:
         "Read the clock of the database."
         return int(self.store.rows(f"SELECT {self.now_sql}")[0][0])
 
+    def afterwards(self,
+        call: Callable[[], object], # Harmless if everything was rolled back
+    ) -> None:
+        "Call something when what is written here can be seen by others."
+        self.store.afterwards(call)
+
     def insert(self,
         new: NewJob, # Texts of JSON
         announce: Announce, # Called if it is new
@@ -120,6 +126,26 @@ class JobRows:
         found = self.store.rows(f"{select_jobs(self.now_sql)} WHERE j.job_id IN ({marks(len(job_ids))}){mine}", (*job_ids, *args))
         return [read_job(row) for row in found]
 
+    def newest(self,
+        session_ids: Sequence[str], # At most some thousands
+        *,
+        flow_id: str|None = None, # Their workflow; None: any
+        owner: str|None = None, # Of the jobs; None: of any owner
+    ) -> list[Job]: # In no order; a session without one is left out
+        "Read the newest job of each session in one query, however many jobs there are."
+        if not session_ids: return []
+        more, args = self._condition(JobFilter(owner=owner, flow_id=flow_id), is_of_session=True)
+        newest = f"SELECT j.id FROM wfs_job j WHERE j.session_id = w.session_id AND {more} ORDER BY j.id DESC LIMIT 1"
+        wanted = f"WITH wanted(session_id) AS (VALUES {','.join(['(?)'] * len(session_ids))})"
+        found = self.store.rows(f"{wanted} {select_jobs(self.now_sql)} WHERE j.id IN (SELECT ({newest}) FROM wanted w)", (*session_ids, *args))
+        return [read_job(row) for row in found]
+
+    def latest(self,
+        limit: int, # Rows wanted
+    ) -> list[tuple[int, str|None, str|None, str]]: # (when, in microseconds UTC, flow, session, owner), newest first
+        "Read for which sessions jobs were started last."
+        return self.store.rows("SELECT created_at, flow_id, session_id, owner FROM wfs_job ORDER BY id DESC LIMIT ?", (limit,))
+
     def page(self,
         which: JobFilter, # Which jobs
         limit: int, # Rows wanted
@@ -131,10 +157,12 @@ class JobRows:
         found = self.store.rows(f"{select_jobs(self.now_sql)} WHERE {where} ORDER BY j.id DESC LIMIT ?", (*args, limit + 1))
         return JobPage([read_job(row) for row in found[:limit]], found[limit - 1][0] if limit and len(found) > limit else None)
 
-    def _condition(self, which: JobFilter) -> tuple[str, tuple]:
+    def _condition(self, which: JobFilter, *, is_of_session: bool = False) -> tuple[str, tuple]:
+        # A session has few jobs, an owner may have many: what no index holds keeps the database from that of owners.
+        names = {"owner": "coalesce(j.owner, '')"} if is_of_session or which.session_id is not None else {}
         parts, args = ["1 = 1"], list[Any]()
         for column, value in which._replace(statuses=())._asdict().items():
-            if value is not None and column != "statuses": parts, args = [*parts, f"j.{column} = ?"], [*args, value]
+            if value is not None and column != "statuses": parts, args = [*parts, f"{names.get(column, f'j.{column}')} = ?"], [*args, value]
         if which.statuses:
             shown = f"CASE WHEN {lost(self.now_sql)} = 1 THEN 'interrupted' ELSE j.status END"
             parts, args = [*parts, f"{shown} IN ({marks(len(which.statuses))})"], [*args, *which.statuses]

@@ -142,6 +142,17 @@ MIGRATIONS = (
             reason {TEXT} NOT NULL, again BIGINT NOT NULL DEFAULT 0, PRIMARY KEY(id, phase, number))""",
         "CREATE TABLE wfs_job_once(id BIGINT NOT NULL REFERENCES wfs_job(id) ON DELETE CASCADE, digest {TEXT} NOT NULL, PRIMARY KEY(id, digest))",
         "CREATE TABLE wfs_job_runner(worker {TEXT} PRIMARY KEY, kinds {TEXT} NOT NULL, alive_until BIGINT NOT NULL)",
+    ), postgres=(
+        # Who watches the list of sessions is told that one of them has a new job.
+        """CREATE FUNCTION wfs_tell_job() RETURNS trigger LANGUAGE plpgsql AS $$
+            DECLARE told text := json_build_array(NEW.flow_id, NEW.session_id, NEW.owner, NULL)::text;
+            BEGIN
+                IF octet_length(told) > 7000 THEN told := 'null'; END IF;
+                PERFORM pg_notify('wfs_' || md5(TG_TABLE_SCHEMA), told);
+                RETURN NULL;
+            END $$""",
+        """CREATE TRIGGER wfs_tell_job AFTER INSERT ON wfs_job FOR EACH ROW WHEN (NEW.flow_id IS NOT NULL AND NEW.session_id IS NOT NULL)
+            EXECUTE FUNCTION wfs_tell_job()""",
     )),
 )
 

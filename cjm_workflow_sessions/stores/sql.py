@@ -10,7 +10,7 @@ __all__ = ['key_text', 'key_rows', 'row_bytes', 'read_rows', 'check_text', 'titl
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import batched
@@ -23,7 +23,7 @@ from ..models import Anchor, Page, SessionSummary
 from . import schema as sql
 from .base import HTTPSessionStore, Order, Shown, check_list_column, check_order
 from .job_port import JobStore
-from .joining import joined
+from .joining import afterwards, joined
 from ..utils import default_label, dump_json, is_blank, now_us, showable, text_to_us, us_to_text
 
 # %% ../../nbs/stores/sql.ipynb #55a26e6a
@@ -136,6 +136,12 @@ class SQLSessionStore:
 
     @property
     def in_transaction(self) -> bool: return joined(self._db) is not None # Whether a write made here is a part of something larger
+
+    def afterwards(self,
+        call: Callable[[], object], # Harmless if everything was rolled back
+    ) -> None:
+        "Call something when what is written here can be seen by others."
+        afterwards(self._db, call)
 
     @property
     def http_sessions(self) -> HTTPSessionStore: # See `stores.base.http_sessions`
