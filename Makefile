@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 ASSETS := cjm_workflow_sessions/static/sessions.css
 SOURCES := $(wildcard tools/sessions.css tools/build_assets.py tools/render_states.py cjm_workflow_sessions/assets/* cjm_workflow_sessions/*/*.py)
 
-.PHONY: help setup browser postgres test demo assets gate types bench readme screenshot lock wheel clean
+.PHONY: help setup browser postgres test demo assets gate types bench readme screenshot recording lock wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,9 @@ readme: .venv/.ready ## README.md from nbs/index.ipynb
 
 screenshot: setup assets ## The picture in the README
 	$(PYTHON) tools/screenshot.py
+
+recording: setup assets ## The recording in the README, by a real browser
+	$(PYTHON) tools/recording.py
 
 lock: ## requirements.lock from pyproject.toml; npm install does it for package-lock.json
 	tools/uv pip compile pyproject.toml --extra dev --universal --python-version 3.12 --generate-hashes \

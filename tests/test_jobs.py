@@ -1,7 +1,6 @@
 """What jobs keep to, on every store that keeps them."""
 
 import os
-import random
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -12,7 +11,6 @@ from cjm_workflow_sessions.errors import InvalidInput, JobConflict, JobNotFound,
 from cjm_workflow_sessions.jobs import work as work_module
 from cjm_workflow_sessions.jobs.forms import DONE, Unfinished, each, steps
 from cjm_workflow_sessions.jobs.service import Jobs
-from cjm_workflow_sessions.models import RUNNING
 from cjm_workflow_sessions.stores.cjm import CjmStore
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
 from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
@@ -477,37 +475,6 @@ def test_pages_and_owners(jobs):
     assert walk(jobs, kind="a", session_id="s1", flow_id="f") == [j for j in newest if started.index(j) % 2 and started.index(j) % 5 == 1]
     assert walk(jobs, statuses=["starting"]) == newest and walk(jobs, statuses=["error"]) == []
     assert set(jobs.for_owner("ann").many(started)) == set(walk(jobs.for_owner("ann")))
-
-
-def restored(jobs, now):
-    "The rule of the contract, once more: (status, created, ended, name) of one owner."
-    running = [j for j in jobs if j[0] in ("processing", "starting", "committing")]
-    if running: return max(running, key=lambda j: j[1])[3]
-    recent = [j for j in jobs if j[0] == "completed" and now - j[2] < 300]
-    if recent: return max(recent, key=lambda j: (j[2], j[1]))[3]
-    return max(jobs, key=lambda j: j[1])[3] if jobs else None
-
-
-def test_the_active_job_by_the_rule(jobs):
-    jobs.kind("a")(lambda job, cursor: DONE)
-    rng, ann, now = random.Random(4), jobs.for_owner("ann"), jobs.store.now() // 1_000_000
-    jobs.for_owner("bob").start("a")
-    for history in range(60):
-        made = []
-        for n in range(rng.randrange(7)):
-            status = rng.choice(["starting", "processing", "committing", "gone", "completed", "completed", "error", "committed", "cancelled", "interrupted"])
-            created = now - 5000 + n
-            ends = created + rng.choice([10, 4000, 4750, 4850, 4999 - n])
-            job_id = ann.start("a").job_id
-            columns = dict(created_at=created * 1_000_000)
-            if status == "gone": columns |= dict(status="processing", worker="w", due_at=1)
-            elif status in RUNNING: columns |= dict(status=status, worker="w", due_at=(now + 1000) * 1_000_000)
-            else: columns |= dict(status=status, worker=None, due_at=None, ended_at=ends * 1_000_000)
-            with jobs.store.edit(job_id) as held: held.set(**columns)
-            made.append(("interrupted" if status == "gone" else status, created, ends, job_id))
-        found = ann.active()
-        assert (found and found.job_id) == restored(made, jobs.store.now() / 1_000_000), made
-        for *_, job_id in made: ann.delete(job_id)
 
 
 def test_jobs_of_two_sessions_do_not_mix(jobs):

@@ -19,7 +19,7 @@ def choose(
 ) -> Job|None: # None if there are none
     "Pick the job to restore."
     jobs = list(jobs)
-    running = [j for j in jobs if j.is_running]
+    running = [j for j in jobs if j.is_running or j.due_at is not None]
     if running: return max(running, key=lambda j: j.created_at)
     recent = [j for j in jobs if j.status == "completed" and (j.ended_at or 0) > now - RECENT_S * 1_000_000]
     if recent: return max(recent, key=lambda j: (j.ended_at or 0, j.created_at))

@@ -174,8 +174,8 @@ class JobRows:
     ) -> list[Job]: # At most three, without order; one of them may be there twice
         "Read those of which a page may restore one."
         where, args = self._condition(which)
-        select, now = f"SELECT * FROM ({select_jobs(self.now_sql)} WHERE {where}", self.now_sql
-        text = (f"{select} AND j.due_at IS NOT NULL AND (j.worker IS NULL OR j.due_at > {now}) AND j.status IN ({marks(len(RUNNING))}) ORDER BY j.id DESC LIMIT 1) AS a"
+        select = f"SELECT * FROM ({select_jobs(self.now_sql)} WHERE {where}"
+        text = (f"{select} AND j.due_at IS NOT NULL AND j.status IN ({marks(len(RUNNING))}) ORDER BY j.id DESC LIMIT 1) AS a"
                 f" UNION ALL {select} AND j.ended_at > ? AND j.status = 'completed' ORDER BY j.ended_at DESC, j.id DESC LIMIT 1) AS b"
                 f" UNION ALL {select} ORDER BY j.id DESC LIMIT 1) AS c")
         return [read_job(row) for row in self.store.rows(text, (*args, *RUNNING, *args, ended_after, *args))]
