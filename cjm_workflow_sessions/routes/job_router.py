@@ -145,14 +145,11 @@ class JobRouter(FormRouter):
         self.hdrs = asset_tags(f"{prefix}/assets")
         self.look = JobLook(self.urls, self.ids, noun, self.title_of, self.actions_of, self.has_commit)
 
-    def to_app(self,
-        app: Any, # The host's app
-    ) -> None:
-        "Add the routes."
-        before = list(app.router.routes)
-        super().to_app(app)
-        for route in app.router.routes:
-            if route not in before: route.app = _parsed(route.app)
+    def wrapped(self,
+        app: Callable, # ASGI app of one route
+    ) -> Callable: # The same, behind what every request passes
+        "Read bodies of JSON here, and none that is too long."
+        return _parsed(super().wrapped(app))
 
     # -- which jobs ----------------------------------------------------------------------------------------------------
     def scoped(self,
