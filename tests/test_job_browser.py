@@ -132,7 +132,7 @@ def test_a_killed_server_comes_back_and_the_bar_goes_on(served, visitor):
     expect(card(page)).to_have_attribute("data-following", "on")
     page.wait_for_function("() => parseInt(document.querySelector('[data-slot=\"count\"]').textContent) > 60")
     served.kill()
-    expect(card(page)).to_have_attribute("data-following", re.compile("lost|polling"))
+    expect(card(page)).to_have_attribute("data-following", re.compile("lost|away"))
     at_the_end = done(page)
     page.wait_for_timeout(3000)   # long enough for the script to give the stream up
     served.start()
@@ -322,12 +322,25 @@ def test_what_is_said_aloud_is_little(served, visitor):
 
 
 def test_focus_stays_where_it_was(served, visitor):
-    start(served.url, max_files=250, pace_ms=10, bad_every=20)
+    start(served.url, max_files=1000, pace_ms=10, bad_every=20)
     page = open_page(visitor(), served.page)
-    expect(card(page)).to_have_attribute("data-following", "on")
+    page.get_by_text("What failed").click(timeout=10000)
+    listed = page.locator(".wsj-failures li").count()
     button(page, "Cancel").focus()
-    page.wait_for_timeout(2500)   # failures have rendered the card anew
+    expect(page.locator(".wsj-failures li").nth(listed + 2)).to_be_visible(timeout=10000)   # the card was rendered anew
     expect(button(page, "Cancel")).to_be_focused()
+
+
+def test_those_who_do_not_look_at_the_failures_fetch_nothing(served, visitor):
+    start(served.url, max_files=1000, pace_ms=5, bad_every=15)
+    page = stays(open_page(visitor(), served.page))
+    expect(card(page)).to_have_attribute("data-following", "on")
+    expect(slot(page, "failed")).to_have_text(re.compile(r"^\d+ failed"), timeout=10000)
+    page.asked.clear()
+    expect(slot(page, "failed")).to_have_text(re.compile(r"^[3-6]\d failed"), timeout=15000)
+    assert page.asked == [] and has_stayed(page)
+    page.get_by_text("What failed").click()
+    expect(page.locator(".wsj-failures li").nth(8)).to_be_visible(timeout=5000)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -342,7 +355,7 @@ def test_every_state_can_be_read(served, visitor, scheme, size):
     for query in ("?job=new", f"?job={running}", f"?job={bad}", f"?job={failed}"):
         page.goto(served.page + query)
         page.wait_for_timeout(300)
-        if page.get_by_text("What failed").count(): page.get_by_text("What failed").first.click()
+        if page.locator(".wsj-failures:not([hidden])").count(): page.get_by_text("What failed").first.click()
         assert axe(page) == [], query
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), query
 

@@ -8,38 +8,12 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from cjm_workflow_sessions.errors import InvalidInput, JobConflict, JobNotFound, StoreUnavailable
-from cjm_workflow_sessions.jobs import work as work_module
 from cjm_workflow_sessions.jobs.forms import DONE, Unfinished, each, steps
 from cjm_workflow_sessions.jobs.service import Jobs
 from cjm_workflow_sessions.stores.cjm import CjmStore
-from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
-from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
 from cjm_workflow_state.state_store import SQLiteWorkflowStateStore
-from jobs_support import effects, ended, leave, make_traces, until
+from jobs_support import effects, ended, fast, jobs, leave, listed, short_pauses, store, until   # noqa: F401
 from store_support import in_threads
-
-
-@pytest.fixture(params=("file", "memory", "postgres"))
-def store(request, tmp_path):
-    if request.param == "postgres": store = PostgresSessionStore(request.getfixturevalue("postgres").fresh_url())
-    else: store = SQLiteSessionStore(tmp_path / "jobs.db" if request.param == "file" else ":memory:")
-    make_traces(store)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def jobs(store): return Jobs(store, lease_s=1.0)
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch): monkeypatch.setattr(work_module, "PAUSE_S", 0.05)
-
-
-def listed(parameters): return [f"i{n}" for n in range(parameters["n"])]
-
-
-def fast(jobs, **options): return jobs.runner(**{"poll_s": 0.05} | options)
 
 
 # -- start -----------------------------------------------------------------------------------------------------------------

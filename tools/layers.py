@@ -23,10 +23,11 @@ LAYERS = { # The longest name that covers a module decides
     "=stores": Layer(GROUND + ("stores.base",), never=WEB), # Runs before stores.base does, so it names no concrete store either
     "stores.base": Layer(GROUND, never=WEB),
     "stores.job_port": Layer(GROUND, never=WEB),
+    "stores.warm_port": Layer(GROUND, never=WEB),
     "services": Layer(GROUND + ("services", "stores.base", "=jobs", "=warm"), never=WEB),
     "jobs": Layer(GROUND + ("jobs", "stores.base", "stores.job_port", "=services", "=warm"), never=WEB),
     "jobs.procrastinate_engine": Layer(GROUND + ("jobs", "stores.base", "stores.job_queue"), never=WEB), # It is made for one kind of store
-    "warm": Layer(GROUND + ("warm", "stores.base", "=services", "=jobs"), never=WEB),
+    "warm": Layer(GROUND + ("warm", "stores.base", "stores.warm_port", "=services", "=jobs"), never=WEB),
     "components": Layer(GROUND + ("components",), others=("fastcore", "fasthtml", "cjm_fasthtml")),
     "routes": Layer(GROUND + ("core", "stores.base", "services", "jobs", "warm", "components", "routes")),
     "demo": Layer(("=", "demo")),

@@ -26,13 +26,36 @@
     element.dataset.status = said.status;
     element.toggleAttribute("data-live", live);
     for (const place of all("[data-slot]", element)) if (place.textContent !== text[place.dataset.slot]) place.textContent = text[place.dataset.slot];
-    for (const place of all("[data-stat]", element)) place.textContent = stats[place.dataset.stat] ?? place.textContent;
+    for (const list of all("[data-stats]", element)) count(list, stats);
+    for (const details of all("details[data-listed]", element)) fail(details, said.failed);
     for (const progress of all("[data-bar]", element)) {
       if (bar === null) progress.removeAttribute("value"); else progress.value = bar;
       progress.setAttribute("aria-valuetext", text.count || text.status);
     }
     if (element.dataset.shape && element.dataset.shape !== shape) renew(partOf(element));
   }
+
+  function count(list, stats) {
+    const names = Object.keys(stats), places = () => all("[data-stat]", list);
+    if (names.toSorted().join("\n") !== places().map((e) => e.dataset.stat).toSorted().join("\n")) list.replaceChildren(...names.map(statistic));
+    for (const place of places()) if (place.textContent !== stats[place.dataset.stat]) place.textContent = stats[place.dataset.stat];
+  }
+
+  function statistic(name) {
+    const line = document.createElement("div"), term = document.createElement("dt"), value = document.createElement("dd");
+    term.textContent = name.replaceAll("_", " ");
+    value.dataset.stat = name;
+    line.append(term, value);
+    return line;
+  }
+
+  // Which items failed is fetched by those who want to know, not by everybody who watches.
+  function fail(details, failed) {
+    details.dataset.failed = failed;
+    details.hidden = !failed;
+    if (details.open && +details.dataset.listed < Math.min(failed, +details.dataset.most)) renew(partOf(details));
+  }
+  document.addEventListener("toggle", (e) => { if (e.target.matches?.("details[data-failed]")) fail(e.target, +e.target.dataset.failed); }, true);
 
   function gone(element) {
     element.removeAttribute("data-live");
@@ -64,6 +87,7 @@
     waiting.clear();
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+      if ([404, 410].includes(answer.status)) return location.reload(); // there is no such page any more: the server says why
       if (!answer.ok || answer.redirected) throw new Error(answer.status); // to a page for signing in, perhaps
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const id of ids) replace(document.getElementById(id), page.getElementById(id));
@@ -82,6 +106,7 @@
     const heard = old.querySelector('[data-slot="said"]'), hears = fresh.querySelector('[data-slot="said"]');
     const words = hears?.textContent;
     if (heard && hears) hears.textContent = heard.textContent; // a new element is not read out, a change of its text is
+    for (const without of all("noscript", fresh)) without.remove(); // a parser without scripts reads what is in it, such as the order to load the page again
     document.adoptNode(fresh);
     old.replaceWith(fresh);
     if (heard && hears) setTimeout(() => { hears.textContent = words; }, 100);
@@ -153,7 +178,6 @@
 
     async poll(left) {
       if (left === 0) { this.failures = 0; return this.open(); }
-      this.say("polling");
       const asked = this.query;
       let answer = null;
       try { answer = await fetch(`${this.prefix}/progress?${asked}`, { headers: { Accept: "application/json" }, cache: "no-store" }); }
@@ -167,6 +191,7 @@
       }
       const back = this.hope && answer?.ok; // the server answers again: a stream may get through, if one ever did or none could
       this.hope = !answer?.ok;
+      this.say(answer?.ok ? "polling" : "away");
       this.later = setTimeout(() => this.poll(back ? 0 : left - 1), back ? 0 : POLL_MS * (0.9 + 0.2 * Math.random()));
     }
   }

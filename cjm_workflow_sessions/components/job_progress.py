@@ -142,18 +142,17 @@ def _slot(name: str, texts: dict[str, str], **attrs: str) -> FT:
 
 def _status(texts: dict[str, str]) -> FT: return Span(texts["status"], data_slot="status", cls="badge wsj-status")
 
-def _stats(job: Job) -> FT|None:
-    if not job.stats: return None
+def _stats(job: Job) -> FT:
     pairs = ((showable(str(name)), value) for name, value in sorted(job.stats.items())[:40])
     facts = tuple(Div(FT("dt", (name.replace("_", " "),), {}), FT("dd", (number_text(value),), {"data-stat": name})) for name, value in pairs)
-    return FT("dl", facts, {"class": "wsj-stats"})
+    return FT("dl", facts, {"class": "wsj-stats", "data-stats": True})
 
-def _failures(job: Job, failures: Sequence[JobFailure]) -> FT|None:
-    if not failed_of(job): return None
+def _failures(job: Job, failures: Sequence[JobFailure]) -> FT: # Those who open it fetch what is new
     lines = tuple(FT("li", (Span(item_text(f.item), dir="auto", cls="wsj-item"), " ", Span(showable(f.reason), dir="auto")), {}) for f in failures[:SHOWN_FAILURES])
     more = failed_of(job) - len(lines)
     rest = P(f"… and {more:,} more. The export lists the first 100.", cls=styles.FAINT) if lines and more > 0 else None
-    return FT("details", (FT("summary", ("What failed",), {}), FT("ul", lines, {}), rest), {"class": "wsj-failures", "data-keep": "failures"})
+    attrs = {"class": "wsj-failures", "data-keep": "failures", "data-listed": str(len(lines)), "data-most": str(SHOWN_FAILURES)}
+    return FT("details", (FT("summary", ("What failed",), {}), FT("ul", lines, {}), rest), attrs | ({} if failed_of(job) else {"hidden": True}))
 
 def _times(job: Job) -> FT:
     parts: list[Any] = ["Started ", render_time(us_to_text(job.created_at))]

@@ -121,6 +121,6 @@ def job_shape(
     "Say which elements the card of a job has: one that has others is rendered anew."
     p = job.progress
     flags = "".join("01"[flag] for flag in (job.is_cancelling, job.is_retry, job.is_pinned, is_at_rest(job), p.total is None, bool(job.message)))
-    return "/".join((job.status, job.phase, flags, str(min(failed_of(job), SHOWN_FAILURES)), ",".join(sorted(job.stats))[:500]))
+    return "/".join((job.status, job.phase, flags))
 
 SHOWN_FAILURES = 10 # Failed items named on a card

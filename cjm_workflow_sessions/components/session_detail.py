@@ -68,7 +68,7 @@ def render_session_detail(
     get_step_title: Callable[[str], str]|None = None, # As the host names a step
     column_specs: list[ColumnSpec]|None = None, # The host's columns
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
-    extra: tuple = (), # Sections after the state: jobs, worker
+    extra: tuple = (), # Sections before the state, which may be long: jobs, worker
 ) -> FT: # `<main>`
     "Show one session."
     name = H1(
@@ -83,8 +83,8 @@ def render_session_detail(
         render_alert(row.problem, "alert-warning") if row.problem else None,
         _facts(row, get_step_title, column_specs or []),
         Section(render_section_header("Name", "pencil"), _rename(row, urls, html_ids), cls=styles.COLUMN),
-        Section(render_section_header("State", "braces"), Div(tree, cls=f"{styles.PANEL} overflow-x-auto"), cls=styles.COLUMN),
-        *extra)
+        *extra,
+        Section(render_section_header("State", "braces"), Div(tree, cls=f"{styles.PANEL} overflow-x-auto"), cls=styles.COLUMN))
     classes = "wsm-detail flex flex-col gap-6 max-w-4xl mx-auto p-4"
     return FT("main", content, {"id": html_ids.SESSION_DETAIL, "class": classes})
 

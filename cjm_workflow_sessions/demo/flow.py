@@ -59,10 +59,16 @@ class Ingest:
         "Choose the page to show: what the job has done counts for more than the step a person was at."
         if self.result: return "done"
         if job is None or self.step not in STEPS: return "choose"
-        if job.phase == "committing": return "commit"
+        if self.is_committing(job): return "commit"
         if self.step == "choose": return "choose"
-        if job.status != "completed": return "process"
+        if job.status != "completed" and job.phase == "processing": return "process"
         return {"process": "review", "done": "commit"}.get(self.step, self.step)
+
+    def is_committing(self,
+        job: Job|None, # Newest of the session
+    ) -> bool: # False, too, after a commit that found nothing to take: then a person may change that
+        "Say whether it is settled what the commit takes."
+        return job is not None and job.phase == "committing" and (job.due_at is not None or self.committing is not None)
 
 def row_key(number: int) -> str: return f"row_{number:06}" # In the state
 
@@ -139,7 +145,7 @@ def check_open(
 ) -> None:
     "Refuse to change what is committed; a tab may show an older page. Raises `InvalidInput`."
     if "result" in state: raise InvalidInput("session", "is committed already: start a new ingest")
-    if job and job.phase == "committing": raise InvalidInput("session", "is being committed: see its page")
+    if Ingest.of(state).is_committing(job): raise InvalidInput("session", "is being committed: see its page")
 
 # %% ../../nbs/demo/flow.ipynb #2afc01bc
 def choose_rows(
@@ -164,9 +170,10 @@ def commit(
 ) -> None:
     "Have the kept files written to the catalogue. Raises `InvalidInput`, `JobConflict`, `SessionNotFound`."
     ingest, job = Ingest.of(service.get_state(session_id)), job_of(jobs, session_id)
-    if ingest.result or job and job.phase == "committing": return
+    if ingest.result or ingest.is_committing(job): return
     if job is None: raise InvalidInput("files", "were read by a job that is gone: go back and read them again")
-    if job.status != "completed": raise InvalidInput("files", "are not all read yet: go back and let it finish")
+    if job.phase == "processing" and job.status != "completed": raise InvalidInput("files", "are not all read yet: go back and let it finish")
     if not ingest.kept: raise InvalidInput("files", "none is left to commit: go back and keep some")
-    jobs.commit(job.job_id)
+    again = jobs.resume if job.phase == "committing" else jobs.commit
+    again(job.job_id)
     service.set_current_step(session_id, "commit")

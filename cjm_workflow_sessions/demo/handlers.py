@@ -127,7 +127,7 @@ def show(
     def process() -> Any: return job and step_pages.process_page(row, job, _card(request, jobs, job, session_id), urls)
     def review() -> Any: return job and _review_page(request, jobs, job, row, ingest)
     def commit() -> Any:
-        card = _card(request, jobs, job, session_id) if job and job.phase == "committing" else None
+        card = _card(request, jobs, job, session_id) if job and ingest.is_committing(job) else None
         return step_pages.commit_page(row, ingest, urls, card=card, live=bool(job and job.is_running), problem=problem)
     def done() -> Any: return step_pages.done_page(row, ingest, urls, catalogue.totals(demo.catalogue, service.owner or ""), str(demo.catalogue))
     draw: dict[str, Callable[[], Any]] = {"choose": choose, "process": process, "review": review, "commit": commit, "done": done}

@@ -53,6 +53,8 @@ class Ingester:
         row = read_file(options.directory, name, want_size=options.extract_metadata, want_keywords=options.extract_keywords)
         job.once(row_key(number), partial(sessions.update_state, job.session_id, {row_key(number): row | {"number": number}}))
         job.count(**{f"{kind_of(row)}_files": 1}, metadata_extracted=int(row["width"] is not None), keywords_added=len(row["keywords"]))
+        if options.enable_nsfw_detection and kind_of(row) == "image": job.count(nsfw_not_checked=1)
+        if options.import_scores: job.count(scores_not_imported=1)
 
     def commit(self,
         job: Any, # A `RunningJob`
@@ -62,7 +64,7 @@ class Ingester:
         sessions, options = self._sessions(job), Options.of(job.parameters)
         ingest = Ingest.of(sessions.get_state(job.session_id))
         taken = ingest.committing or [row["number"] for row in ingest.kept]
-        if not taken: raise GiveUp("No file is left to commit: delete this job, and read the files again.")
+        if not taken: raise GiveUp("No file is left to commit: keep some, then commit again.")
         job.once("taken", partial(sessions.update_state, job.session_id, {"committing": taken}))
         rows = [row for row in ingest.rows if row["number"] in set(taken)]
         folder = str(Path(options.directory.strip()).expanduser().absolute())
@@ -87,7 +89,7 @@ def declare(
     jobs: Jobs, # Of the same store
     service: SessionManagementService, # Of everybody's sessions
     file: Path, # The catalogue
-    keep_s: int|None, # Seconds that a job is kept after its end; None: for ever
+    keep_s: int, # Seconds that a job is kept after its end: as long as its session may wait for somebody
 ) -> Jobs: # The same
     "Make the kind of this workflow known."
     ingester = Ingester(service, file)

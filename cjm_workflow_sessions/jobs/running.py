@@ -163,10 +163,10 @@ class RunningJob:
 
     def notice(self,
         lost: bool = False, # Another runner has it
-        cancelled: bool = False, # Somebody has cancelled it
+        cancelled: bool = False, # Somebody has cancelled it, and has not resumed it since
     ) -> None:
         "Take note of what a heartbeat has found; from any thread."
-        self._is_lost, self._is_cancelled = self._is_lost or lost, self._is_cancelled or cancelled
+        self._is_lost, self._is_cancelled = self._is_lost or lost, cancelled
 
     def checkpoint(self,
         cursor: Any, # From which it would go on, a JSON value
@@ -183,7 +183,7 @@ class RunningJob:
         saved: Saved, # What came of it
     ) -> None:
         "Begin afresh after a checkpoint was written."
-        self.cursor = cursor
+        self.cursor, self._is_cancelled = cursor, saved.cancelled
         self._progress = replace(self._progress, failed=self._progress.failed + len(saved.failures))
         self._written = self._progress, dump_json("stats", self.stats)
         self._forget()

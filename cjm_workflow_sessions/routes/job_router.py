@@ -185,8 +185,7 @@ class JobRouter(FormRouter):
         jobs: Jobs, # Bound to the one who asks
     ) -> Job|None: # None if there are none
         "Find the job that a page restores."
-        found = jobs.active(self.kind)
-        return found if found and self.is_here(found) else None
+        return jobs.active(self.kind, flow_id=self.flow_id)
 
     # -- how they look -------------------------------------------------------------------------------------------------
     def title_of(self,

@@ -127,8 +127,8 @@ class JobStore(Protocol):
     def delete(self, job_id: str, *, owner: str|None = None) -> bool:
         "Delete a job with all that hangs on it; whoever runs it finds that it is lost. False if there is none."
         ...
-    def clear(self, keep_us: Mapping[str, int|None], default_us: int|None, *, owner: str|None = None, dry_run: bool = False, limit: int = 1000) -> list[str]:
-        "Delete jobs that have rested longer than their kind is kept (None: for ever) and are not pinned; gives their ids, at most `limit`."
+    def clear(self, keep_us: Mapping[str, int], *, owner: str|None = None, dry_run: bool = False, limit: int = 1000) -> list[str]:
+        "Delete jobs of the kinds named that have rested longer than their kind is kept and are not pinned; gives their ids, at most `limit`."
         ...
     # -- for runners -------------------------------------------------------------------------------------------------
     def claim(self, worker: str, lease_us: int, kinds: Sequence[Allowance], only: tuple[str, int]|None = None) -> Claim|None:

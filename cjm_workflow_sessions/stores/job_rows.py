@@ -216,29 +216,23 @@ class JobRows:
         with self.store.brief() as run: return bool(run(f"DELETE FROM wfs_job AS j WHERE job_id = ?{mine} RETURNING id", (job_id, *args)))
 
     def clear(self,
-        keep_us: Mapping[str, int|None], # Kind → how long it is kept after its end; None: for ever
-        default_us: int|None, # The same for the others
+        keep_us: Mapping[str, int], # Kind → how long it is kept after its end; others are kept
         *,
         owner: str|None = None, # None: of any owner
         dry_run: bool = False, # Only say which
         limit: int = 1000, # Jobs at most: how long others wait
     ) -> list[str]: # Their ids
         "Delete jobs that are kept no longer; never one that is pinned or does not rest."
+        if not keep_us: return []
         mine, args = _scope(owner)
-        kept = {kind: us for kind, us in keep_us.items()}
-        # A time before all others stands for ever.
-        limits = "".join(f" WHEN ? THEN {self._ago(us)}" for us in kept.values())
-        until = f"CASE j.kind{limits} ELSE {self._ago(default_us)} END" if kept else self._ago(default_us)
-        shortest = min((us for us in (*kept.values(), default_us) if us is not None), default=None)
-        old = f"SELECT {{}} FROM wfs_job j WHERE j.ended_at < {self._ago(shortest)} AND j.ended_at < {until} AND j.pinned = 0{mine} ORDER BY j.ended_at LIMIT ?"
-        arguments = (*kept, *args, limit)
+        over = " OR ".join(f"j.kind = ? AND j.ended_at < {self.now_sql} - {int(us)}" for us in keep_us.values())
+        old = f"SELECT {{}} FROM wfs_job j WHERE ({over}) AND j.pinned = 0{mine} LIMIT ?"
+        arguments = (*keep_us, *args, limit)
         if dry_run: return [job_id for (job_id,) in self.store.rows(old.format("j.job_id"), arguments)]
         if not self.store.rows(old.format("1"), arguments[:-1] + (1,)): return []   # most times there is nothing, and nobody has to wait
         with self.store.brief() as run:
             gone = run(f"DELETE FROM wfs_job WHERE id IN ({old.format('j.id')}{self.store.dialect.take}) RETURNING job_id", arguments)
         return [job_id for (job_id,) in gone]
-
-    def _ago(self, us: int|None) -> str: return "0" if us is None else f"{self.now_sql} - {int(us)}"
 
 def _scope(owner: str|None) -> tuple[str, tuple]: # Condition on `j`, its arguments
     return ("", ()) if owner is None else (" AND j.owner = ?", (owner,))

@@ -20,7 +20,7 @@ class Migration:
     "One step from an older set of tables to a newer one; a store applies each once, in one transaction."
     number: int # Position in the order, from 1
     name: str # Recorded in the ledger
-    statements: tuple[str, ...] # `{ID}`, `{TEXT}`, `{KEY}` and `{TITLE}` stand for what `Dialect` says
+    statements: tuple[str, ...] # `{ID}`, `{LASTING}`, `{TEXT}`, `{KEY}` and `{TITLE}` stand for what `Dialect` says
     postgres: tuple[str, ...] = () # What PostgreSQL needs besides, word for word
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Dialect:
     now: str # Microseconds since the epoch by the clock of the database
     take: str # Ends a `SELECT` whose rows the transaction will change: skips those that another one changes
     turn: str # Statement that lets one transaction at a time count the jobs that run; "" where the write lock does
+    lasting: str = "" # Makes an automatic key one that is never given twice, not even after its row was deleted
     has_arrays: bool = False # Whether many values can be one argument: a statement has room for 65,535 (postgresql.org/docs/current/limits.html)
 
     def among(self,
@@ -50,7 +51,7 @@ class Dialect:
         migration: Migration, # Any
     ) -> list[str]:
         "Write a migration for this database."
-        names = dict(ID=self.id, TEXT=self.text, KEY=self.key, TITLE=self.title.format("title"))
+        names = dict(ID=self.id, LASTING=self.lasting, TEXT=self.text, KEY=self.key, TITLE=self.title.format("title"))
         return [s.format(**names) for s in migration.statements] + list(migration.postgres if self.name == "postgres" else ())
 
     @cached_property
@@ -63,6 +64,7 @@ REPLACE = "SET bytes = excluded.bytes, value = excluded.value" # The value of a 
 SQLITE = Dialect(
     name="sqlite",
     id="INTEGER PRIMARY KEY",
+    lasting="AUTOINCREMENT",
     text="TEXT",
     key="key",
     title="{}",
@@ -119,7 +121,7 @@ MIGRATIONS = (
     )),
     Migration(3, "jobs", (
         """CREATE TABLE wfs_job(
-            id {ID}, job_id {TEXT} NOT NULL UNIQUE, kind {TEXT} NOT NULL, owner {TEXT} NOT NULL, flow_id {TEXT}, session_id {TEXT}, client {TEXT} UNIQUE,
+            id {ID} {LASTING}, job_id {TEXT} NOT NULL UNIQUE, kind {TEXT} NOT NULL, owner {TEXT} NOT NULL, flow_id {TEXT}, session_id {TEXT}, client {TEXT} UNIQUE,
             status {TEXT} NOT NULL, phase {TEXT} NOT NULL, stats {TEXT} NOT NULL DEFAULT '{{}}', message {TEXT} NOT NULL DEFAULT '',
             cursor {TEXT}, processed BIGINT NOT NULL DEFAULT 0, total BIGINT, item {TEXT}, failed BIGINT NOT NULL DEFAULT 0,
             commit_cursor {TEXT}, commit_processed BIGINT NOT NULL DEFAULT 0, commit_total BIGINT, commit_item {TEXT}, commit_failed BIGINT NOT NULL DEFAULT 0,
@@ -132,6 +134,7 @@ MIGRATIONS = (
         "CREATE INDEX wfs_job_owner_active ON wfs_job(owner, id) WHERE due_at IS NOT NULL",
         "CREATE INDEX wfs_job_owner_ended ON wfs_job(owner, ended_at) WHERE ended_at IS NOT NULL",
         "CREATE INDEX wfs_job_ended ON wfs_job(ended_at) WHERE ended_at IS NOT NULL",
+        "CREATE INDEX wfs_job_kind_ended ON wfs_job(kind, ended_at) WHERE ended_at IS NOT NULL",
         "CREATE INDEX wfs_job_session ON wfs_job(session_id, id) WHERE session_id IS NOT NULL",
         "CREATE TABLE wfs_job_parameters(id BIGINT PRIMARY KEY REFERENCES wfs_job(id) ON DELETE CASCADE, value {TEXT} NOT NULL)",
         """CREATE TABLE wfs_job_list(
@@ -153,6 +156,20 @@ MIGRATIONS = (
             END $$""",
         """CREATE TRIGGER wfs_tell_job AFTER INSERT ON wfs_job FOR EACH ROW WHEN (NEW.flow_id IS NOT NULL AND NEW.session_id IS NOT NULL)
             EXECUTE FUNCTION wfs_tell_job()""",
+    )),
+    Migration(4, "warm sessions", (
+        """CREATE TABLE wfs_warm(
+            id {ID}, warm_id {TEXT} NOT NULL UNIQUE, owner {TEXT} NOT NULL, app {TEXT} NOT NULL, version {TEXT} NOT NULL, state {TEXT} NOT NULL,
+            reason {TEXT} NOT NULL DEFAULT '', exit_code BIGINT, epoch BIGINT NOT NULL, host_id {TEXT} NOT NULL, pid BIGINT, pid_started BIGINT, address {TEXT},
+            timeout_s BIGINT NOT NULL, flow_id {TEXT}, session_id {TEXT}, created_at BIGINT NOT NULL, started_at BIGINT, last_call_at BIGINT, expires_at BIGINT,
+            ended_at BIGINT, call_count BIGINT NOT NULL DEFAULT 0, memory_bytes BIGINT, logs {TEXT} NOT NULL DEFAULT '')""",
+        "CREATE INDEX wfs_warm_owner ON wfs_warm(owner, id)",
+        "CREATE INDEX wfs_warm_session ON wfs_warm(session_id, id) WHERE session_id IS NOT NULL",
+        "CREATE INDEX wfs_warm_live ON wfs_warm(host_id, app) WHERE ended_at IS NULL",
+        "CREATE INDEX wfs_warm_owner_live ON wfs_warm(owner) WHERE ended_at IS NULL",
+        "CREATE INDEX wfs_warm_ended ON wfs_warm(ended_at) WHERE ended_at IS NOT NULL",
+        """CREATE TABLE wfs_warm_host(
+            host_id {TEXT} PRIMARY KEY, boot_id {TEXT} NOT NULL, machine {TEXT} NOT NULL, pid BIGINT NOT NULL, pid_started BIGINT NOT NULL, beat_at BIGINT NOT NULL)""",
     )),
 )
 

@@ -24,6 +24,7 @@ from . import schema as sql
 from .base import HTTPSessionStore, Order, Shown, check_list_column, check_order
 from .job_port import JobStore
 from .joining import afterwards, joined
+from .warm_port import WarmStore
 from ..utils import default_label, dump_json, is_blank, now_us, showable, text_to_us, us_to_text
 
 # %% ../../nbs/stores/sql.ipynb #55a26e6a
@@ -154,6 +155,12 @@ class SQLSessionStore:
         "Give the part that keeps jobs; loaded only where an app has some."
         from cjm_workflow_sessions.stores.job_claims import JobClaims
         return JobClaims(self)
+
+    @property
+    def warm(self) -> WarmStore: # See `stores.warm_port.warm_store`
+        "Give the part that keeps the rows of warm sessions; loaded only where an app has some."
+        from cjm_workflow_sessions.stores.warm_rows import WarmRows
+        return WarmRows(self)
 
     # -- reading one session -----------------------------------------------------------------------------------------
     def _columns(self, columns: str, at: At, in_trash: bool = False) -> tuple|None:
