@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 ASSETS := cjm_workflow_sessions/static/sessions.css
 SOURCES := $(wildcard tools/sessions.css tools/build_assets.py tools/render_states.py cjm_workflow_sessions/assets/* cjm_workflow_sessions/*/*.py)
 
-.PHONY: help setup browser postgres test demo assets gate types bench readme screenshot recording lock wheel clean
+.PHONY: help setup browser postgres test trials demo assets gate types bench readme screenshot recording lock wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,9 @@ postgres:
 test: setup assets ## The notebooks and the tests
 	.venv/bin/nbdev-test
 	$(PYTHON) -m pytest -n 2 --dist worksteal
+
+trials: setup assets ## The tests of crashes, twenty kills each, and an outage of 40 seconds
+	JOB_KILLS=20 OUTAGE_S=40 $(PYTHON) -m pytest tests/test_jobs_crash.py tests/test_job_servers.py tests/test_jobs_procrastinate.py
 
 demo: setup assets ## The ingest workflow on real files; HOST, PORT and DATA from the environment
 	.venv/bin/cjm-workflow-sessions demo $(ARGS)

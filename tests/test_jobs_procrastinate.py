@@ -14,6 +14,8 @@ import pytest
 from procrastinate.schema import SchemaManager
 
 from cjm_workflow_sessions.errors import StoreError
+from cjm_workflow_sessions.jobs.forms import DONE
+from cjm_workflow_sessions.jobs.kinds import JobKinds
 from cjm_workflow_sessions.jobs.service import Jobs
 from cjm_workflow_sessions.stores.job_queue import JobQueue
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
@@ -437,3 +439,45 @@ def test_engines_can_be_mixed(farm):
     assert farm.queue() == [("todo", job.job_id)]
     farm.worker("--engine", "procrastinate")
     until(lambda: not farm.queue())
+
+
+# -- web servers as workers ------------------------------------------------------------------------------------------------
+
+def group_of(web):
+    "The processes of a web server."
+    return set(map(int, subprocess.run(["pgrep", "-g", str(web.process.pid)], capture_output=True, text=True, check=False).stdout.split()))
+
+
+def test_one_server_is_killed_the_other_frozen_and_then_killed_too(farm):
+    with Server("queue_app:make_app", **farm.env) as one, Server("queue_app:make_app", **farm.env) as two, Server("queue_app:make_app", **farm.env) as three:
+        webs = [one, two, three]
+        until(lambda: len(farm.jobs.runners()) == 3)
+        jobs = [ingest(farm, 300) for _ in range(6)]
+        first, _ = farm.at_work(jobs[0], 50)
+        web = next(w for w in webs if first in group_of(w))
+        web.kill()
+        webs.remove(web)
+        until(lambda: {row[1] for row in farm.lines(jobs[0])} - {first}, within_s=LEASE_S + 5)
+        second = farm.lines(jobs[0])[-1][1]
+        frozen = next(w for w in webs if second in group_of(w))
+        os.killpg(frozen.process.pid, signal.SIGSTOP)
+        (last,) = [w for w in webs if w is not frozen]
+        farm.at_work(jobs[0], 10, but={first, second})
+        os.killpg(frozen.process.pid, signal.SIGCONT)
+        last.kill()
+        farm.check(*jobs, redone=120)
+        until(lambda: not farm.queue())
+
+
+def test_a_kind_that_is_gone_leaves_its_jobs_interrupted(farm):
+    known, other = JobKinds(), JobKinds()
+    known.kind("known")(lambda job, cursor: DONE)
+    other.kind("gone")(lambda job, cursor: DONE)
+    old, new = (Jobs(farm.store, k, engine="procrastinate", lease_s=LEASE_S) for k in (other, known))
+    job = old.start("gone")
+    with new.runner(unknown_after_s=0.5):
+        found = until(lambda: (j := new.get(job.job_id)).due_at is None and j)
+        assert found.status == "interrupted" and "knows jobs of the kind 'gone'" in found.message
+    with old.runner(unknown_after_s=5):
+        old.resume(job.job_id)
+        until(lambda: old.get(job.job_id).status == "completed")
