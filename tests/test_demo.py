@@ -473,7 +473,8 @@ def test_a_commit_of_nothing_can_be_mended(start, tmp_path):
     assert "No file is left to commit" in found["commit_errors"][0]
     assert "Review the result" in ann.get(f"/ingest/{session_id}").text
     ann.send("/review", session_id, shown="0,1,2,3,4", keep=["0", "3"], go="commit")
-    ann.send("/commit", session_id)
+    with ThreadPoolExecutor(4) as pool: answers = list(pool.map(lambda _: Person(server).send("/commit", session_id).status_code, range(4)))
+    assert answers == [200] * 4
     ann.until(session_id, "2 files are in the catalogue")
     assert len(catalogue(server)) == 2
 

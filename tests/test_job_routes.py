@@ -132,6 +132,16 @@ def test_a_running_job_is_deleted_and_writes_no_more(served):
     assert ask(served.url, "GET", f"{API}/status/{job_id}")[0] == 404 and ask(served.url, "GET", f"{API}/active-session")[1]["session_id"] is None
 
 
+def test_two_workflows_with_one_kind_find_their_own(jobs):
+    app = FastHTML(secret_key="test")
+    for flow in ("a", "b"): init_job_router(jobs, f"/api/{flow}", "file", kind="ingest", flow_id=flow).to_app(app)
+    web = TestClient(app)
+    a, b = (web.post(f"/api/{flow}/process", json={"parameters": {}}).json()["session_id"] for flow in ("a", "b"))
+    for flow, job_id in (("a", a), ("b", b)):
+        assert [job["session_id"] for job in web.get(f"/api/{flow}/sessions").json()["sessions"]] == [job_id]
+        assert web.get(f"/api/{flow}/active-session").json()["session_id"] == job_id
+
+
 def test_the_noun_names_the_fields(jobs):
     web = visitor(jobs, kind=None)
     with_items = TestClient(_app(init_job_router(jobs, "/api/jobs")))

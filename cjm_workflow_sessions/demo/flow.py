@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import InvalidInput, Job, Jobs, SessionManagementService, SessionSummary, format_bytes
+from .. import InvalidInput, Job, JobConflict, Jobs, SessionManagementService, SessionSummary, format_bytes
 from .catalogue import shown
 from .options import Options
 
@@ -174,6 +174,8 @@ def commit(
     if job is None: raise InvalidInput("files", "were read by a job that is gone: go back and read them again")
     if job.phase == "processing" and job.status != "completed": raise InvalidInput("files", "are not all read yet: go back and let it finish")
     if not ingest.kept: raise InvalidInput("files", "none is left to commit: go back and keep some")
-    again = jobs.resume if job.phase == "committing" else jobs.commit
-    again(job.job_id)
+    ask = jobs.resume if job.phase == "committing" else jobs.commit
+    try: ask(job.job_id)
+    except JobConflict:
+        if jobs.get(job.job_id).phase != "committing": raise   # else a click at the same moment was first
     service.set_current_step(session_id, "commit")
