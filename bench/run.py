@@ -13,7 +13,7 @@ from common import BUILD, TOLERANCE, Budget, Result, budget_table, markdown
 from plot import plot
 
 HERE = Path(__file__).parent
-SUBJECTS = ("store", "list", "page", "together", "imports", "paint", "jobs") # Files of this folder; a new one joins by its name here
+SUBJECTS = ("store", "list", "page", "together", "imports", "paint", "jobs", "warm") # Files of this folder; a new one joins by its name here
 PACKAGES = ("cjm-workflow-sessions", "cjm-fasthtml-workflow-session-management", "cjm-workflow-state", "cjm-fasthtml-virtual-collection", "python-fasthtml",
             "starlette", "Django", "langgraph-checkpoint-sqlite")
 
