@@ -12,8 +12,8 @@ __all__ = ["ColumnSpec", "CookieTooLarge", "CorruptState", "DONE", "EnrichedSess
            "JobNotFound", "JobPage", "JobRouter", "JobSessionManager", "Jobs", "LabelGenerator", "NotJSON", "PostgresSessionStore", "SQLiteSessionStore", "SessionEnded",
            "SessionEnricher", "SessionError", "SessionManagementResult", "SessionManagementService", "SessionManagementUrls", "SessionNotFound", "SessionPage", "SessionSummary",
            "Settings", "StoreError", "StoredSession", "WorkflowSession", "active_session", "backup_store", "check_origin", "clear_expired", "examine_store", "format_bytes",
-           "import_cjm", "init_health_router", "init_job_router", "init_session_manager_routers", "load_settings", "open_store", "restore_view", "session_of", "setup_logs",
-           "status_of", "stored_sessions", "transfer_sessions"]
+           "import_cjm", "init_health_router", "init_job_router", "init_session_manager_routers", "init_warm_router", "load_settings", "open_store", "restore_view", "session_of",
+           "setup_logs", "status_of", "stored_sessions", "transfer_sessions"]
 
 _ROOMS = { # Module -> the names it gives to the public face
     "core.http_session": ("clear_expired", "session_of", "stored_sessions"),
@@ -32,6 +32,7 @@ _ROOMS = { # Module -> the names it gives to the public face
     "routes.job_restore": ("restore_view",),
     "routes.job_router": ("JobRouter",),
     "routes.jobs": ("init_job_router",),
+    "routes.warm": ("init_warm_router",),
     "services.management": ("SessionManagementService",),
     "settings": ("Settings", "load_settings"),
     "stores.backup": ("backup_store",),
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .routes.job_restore import restore_view
     from .routes.job_router import JobRouter
     from .routes.jobs import init_job_router
+    from .routes.warm import init_warm_router
     from .services.management import SessionManagementService
     from .settings import Settings, load_settings
     from .stores.backup import backup_store

@@ -7,9 +7,14 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from cjm_workflow_sessions.jobs import work as work_module
 from cjm_workflow_sessions.jobs.forms import each
 from cjm_workflow_sessions.jobs.kinds import JobKinds
 from cjm_workflow_sessions.jobs.service import Jobs
+from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
+from cjm_workflow_sessions.stores.sqlite import SQLiteSessionStore
 from store_support import SPAWN, opened
 
 ITEM_S = 0.002
@@ -103,3 +108,38 @@ def workers(where, trace, n, threads=2):
     try: yield started
     finally:
         for w in started: w.kill()
+
+
+class Odd(Exception):
+    "Cannot be unpickled: it is made of two arguments and keeps one."
+    def __init__(self, first, second): super().__init__(f"{first} {second}")
+
+
+def raise_odd(item):
+    if item != "i0": raise Odd("the real", "reason")
+    return os.getpid()
+
+
+# -- fixtures ---------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=("file", "memory", "postgres"))
+def store(request, tmp_path):
+    if request.param == "postgres": store = PostgresSessionStore(request.getfixturevalue("postgres").fresh_url())
+    else: store = SQLiteSessionStore(tmp_path / "jobs.db" if request.param == "file" else ":memory:")
+    make_traces(store)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def jobs(store): return Jobs(store, lease_s=1.0)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch): monkeypatch.setattr(work_module, "PAUSE_S", 0.05)
+
+
+def listed(parameters): return [f"i{n}" for n in range(parameters["n"])]
+
+
+def fast(jobs, **options): return jobs.runner(**{"poll_s": 0.05} | options)

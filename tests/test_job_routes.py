@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -189,6 +190,13 @@ def test_a_repeated_start_gives_the_same_job(web):
     assert one == two and other["session_id"] != one["session_id"]
 
 
+def test_a_repeated_start_makes_no_second_session(jobs):
+    made = []
+    web = visitor(jobs, get_session=lambda request: made.append(1) or f"s{len(made)}")
+    for _ in range(3): answer = web.post(f"{API}/process", json={"parameters": {}, "client_key": "form 7"})
+    assert answer.status_code == 202 and len(made) == 1 and [j.session_id for j in jobs.page().rows] == ["s1"]
+
+
 def test_a_mistake_of_the_host_is_said_at_the_start(jobs):
     async def later(request): return "ann"
     for bad in ({"kind": "gone"}, {"prefix": "jobs"}, {"prefix": "/a b"}, {"noun": "a file"}, {"get_owner": later}, {"get_title": "x"}):
@@ -286,6 +294,16 @@ def test_a_bad_body_is_refused_in_json(jobs, web, body):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "multipart/form-data", "image/png"):
         assert 400 <= web.post(f"{API}/process", content=body, headers={"content-type": kind}).status_code < 500
     assert jobs.page().rows == []
+
+
+def test_a_body_that_is_cut_off_starts_nothing(served):
+    body = b"pattern=*&directory=/photos/private"
+    for kind in (b"application/x-www-form-urlencoded", b"application/json"):
+        with socket.create_connection(("127.0.0.1", served.port)) as line:
+            line.sendall(b"POST /api/ingest/process HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind, len(body), body[:-8]))
+            time.sleep(0.3)
+    time.sleep(0.7)
+    assert ask(served.url, "GET", f"{API}/sessions")[1]["sessions"] == []
 
 
 def test_deep_and_large_parameters_without_a_check(jobs):

@@ -76,17 +76,16 @@ def test_an_effect_that_fails_takes_only_itself_back(jobs, store):
             assert jobs.failures(done.job_id)[0].reason.startswith(reason)
 
 
-def test_effects_and_failures_of_a_kind_without_items(jobs, store):
+def test_failures_and_keys_of_a_kind_without_items(jobs, store):
     @jobs.kind("plain")
     def plain(job, cursor):
         for n in range(3):
-            job.once(f"k{n}", lambda n=n: 1 / (n - 1))
+            job.once(f"k{n}", lambda n=n: leave(store, job.job_id, f"k{n}"))
             job.fail({"n": n}, "odd")
         job.once("k0")
         return DONE if cursor else 1
     with fast(jobs): done = ended(jobs, jobs.start("plain"))
-    assert (done.processing.failed, len(jobs.failures(done.job_id))) == (7, 7)
-    assert [f.item for f in jobs.failures(done.job_id)].count("k1") == 1
+    assert (done.processing.failed, len(jobs.failures(done.job_id)), effects(store)) == (6, 6, ["k0", "k1", "k2"])
 
 
 def test_an_item_may_say_that_it_failed(jobs):
@@ -393,9 +392,7 @@ def test_a_kind_that_no_runner_knows(jobs, store):
         assert stranded.status == "interrupted" and "knows jobs of the kind 'gone'" in stranded.message
         with pytest.raises(InvalidInput): jobs.resume(job.job_id)
         assert jobs.get(job.job_id) == stranded   # what was refused has changed nothing
-        with fast(other, unknown_after_s=0.3):
-            other.resume(job.job_id)
-            assert ended(other, job).status == "completed"
+        with fast(other, unknown_after_s=0.3): assert until(lambda: other.get(job.job_id).status == "completed")
 
 
 def test_a_kind_that_another_runner_knows_is_left_to_it(jobs, store):

@@ -11,6 +11,7 @@ from cjm_workflow_sessions.components.helpers import render_alert, render_icon_b
 from cjm_workflow_sessions.components.page_renderer import render_error_page
 from cjm_workflow_sessions.components.job_progress import JobLook, render_job, render_job_brief, render_reload
 from cjm_workflow_sessions.components.job_view import render_another, render_commit, render_missing, render_view, render_welcome
+from cjm_workflow_sessions.components.warm_view import render_worker, render_worker_mark
 from cjm_workflow_sessions.models import ColumnSpec, Job, JobFailure, JobProgress, JobUrls
 from cjm_workflow_sessions.routes.init import init_session_manager_routers
 from cjm_workflow_sessions.services.management import SessionManagementService
@@ -25,6 +26,12 @@ def job_parts() -> str: # HTML
     groups = {name: [(jobs[1], "/")] * 4 for name in ("running", "waiting", "failed", "finished")}
     rest = (render_commit(jobs[2], look, "/"), render_another("/"), render_missing(), render_reload("/"), render_welcome(groups, look), render_job_brief(jobs[1], look))
     return to_xml(render_view(look, *cards, *rest))
+
+def worker_parts() -> str: # HTML
+    "Render a warm worker in every state."
+    worker = dict(id="x", app_id="x", app_version_id="1", reason="x", created_at="2026-01-01", last_call_at="2026-01-01", ended_at=None, expires_at="2026-01-01", idle_timeout=60, call_count=1, memory_bytes=1)
+    states = [worker | {"state": state} for state in ("starting", "active", "ended", "expired", "lost")]
+    return to_xml((*(render_worker(w, "/x", "/x?y=1", 0, logs=logs) for w in states for logs in (None, "", "x")), render_worker_mark(states[1], 0)))
 
 def pages() -> dict[str, str]: # Name of the state → HTML
     "Render each state through the routes."
@@ -57,6 +64,7 @@ def pages() -> dict[str, str]: # Name of the state → HTML
         "trash": client.get(urls.trash).text,
         "error": to_xml(render_error_page("x", urls)),
         "jobs": job_parts(),
+        "workers": worker_parts(),
         "parts": to_xml((*alerts, render_icon_button("play", "x")))}
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def create_session_cell_renderer(
     *,
     html_ids: Any = SessionManagerHtmlIds, # Ids of this manager
     render_job: Callable[[str], Any]|None = None, # (session id) -> what is shown of its newest job; None: of no job
+    render_worker: Callable[[str], Any]|None = None, # (session id) -> mark of its warm worker, "" if it has none; None: of no session
 ) -> Callable[[EnrichedSessionSummary, CellRenderContext], Any]: # Content of one cell
     "Make the function that fills the cells of a row."
     resume = {"form": html_ids.RESUME_FORM, "name": "session_id", "class": "btn btn-sm wsm-resume"}
@@ -67,7 +68,8 @@ def create_session_cell_renderer(
         link = {"href": f"{urls.session_detail}?session_id={quote(row.summary.session_id)}"}
         if len(text) > 24: link["title"] = row.resolved_label
         active = row.summary.session_id == get_active_session_id()
-        return (FT("a", (text,), link), render_active_session_badge() if active else "", _warning(row.problem))
+        worker = render_worker(row.summary.session_id) if render_worker else ""
+        return (FT("a", (text,), link), render_active_session_badge() if active else "", worker, _warning(row.problem))
     def status(row: EnrichedSessionSummary) -> Any:
         step, job = row.summary.current_step, render_job(row.summary.session_id) if render_job else ""
         shown = FT("span", (step_title(step, get_step_title),), {"class": "wsm-step"}) if step else "" if job else NOT_KNOWN

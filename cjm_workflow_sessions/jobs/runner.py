@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # %% ../../nbs/jobs/runner.ipynb #93728289
 class Beat:
-    "Renews the leases of the jobs that a worker has in hand."
+    "Renews the leases of the jobs that a worker has in hand, and keeps the store in order."
     def __init__(self,
         jobs: Jobs, # Of any owner
         worker: str, # Who holds them
@@ -40,7 +40,7 @@ class Beat:
         self.jobs, self.worker, self.unknown_after_s, self.cleanup_every_s = jobs, worker, unknown_after_s, cleanup_every_s
         self._held = set[RunningJob]()
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._thread: threading.Thread|None = None
+        self._threads: list[threading.Thread] = []
 
     @property
     def held(self) -> list[RunningJob]: # Jobs in hand
@@ -59,25 +59,32 @@ class Beat:
     def start(self) -> None:
         "Begin to beat."
         self._stopped.clear()
-        self._thread = threading.Thread(target=self._beat, name=f"{self.worker} beat", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=f, name=f"{self.worker} {f.__name__[1:]}", daemon=True) for f in (self._beat, self._sweep)]
+        for t in self._threads: t.start()
 
     def stop(self) -> None:
         "Stop, and sign off."
         self._stopped.set()
-        if self._thread: self._thread.join(self.jobs.lease_s)
+        deadline = time.monotonic() + self.jobs.lease_s
+        for t in self._threads: t.join(max(0.0, deadline - time.monotonic()))
         try: self.jobs.store.sign_off(self.worker)
         except StoreError as e: log.info("a runner could not sign off: %s", e)
 
     def _beat(self) -> None:
-        chores: list[tuple[float, Callable[[], object]]] = [(self.unknown_after_s / 3, self._sign_on), (self.unknown_after_s / 3, self._strand), (self.cleanup_every_s, self.jobs.cleanup)]
-        due = [time.monotonic()] * len(chores)
-        due[1] += self.unknown_after_s   # the others have had time to sign on
+        chores: list[Callable[[], object]] = [self._sign_on, lambda: self.jobs.store.follow_clock(self.jobs.lease_us), self._strand]
+        every_s, due = self.unknown_after_s / 3, [time.monotonic()] * len(chores)
+        due[-1] += self.unknown_after_s   # the others have had time to sign on
         while True:
-            for i, (every_s, chore) in enumerate(chores):
+            for i, chore in enumerate(chores):
                 if time.monotonic() >= due[i]: due[i] = time.monotonic() + (every_s if _done(chore) else min(every_s, 1.0))
             for job in self.held: self._renew(job)
             if self._stopped.wait(min(self.jobs.lease_s / 4, *(max(0.01, at - time.monotonic()) for at in due))): return
+
+    def _sweep(self) -> None:
+        while not self._stopped.wait(self.cleanup_every_s if _done(self._clean_up) else min(self.cleanup_every_s, 1.0)): pass
+
+    def _clean_up(self) -> None:
+        while self.jobs.cleanup_some() and not self._stopped.wait(0.01): pass   # between two lots others write
 
     def _renew(self, job: RunningJob) -> None:
         if time.monotonic() - job.saved_at < self.jobs.lease_s / 4: return
@@ -85,10 +92,13 @@ class Beat:
         except JobLost: job.notice(lost=True)
         except Exception as e: log.info("a lease could not be renewed: %s", e, exc_info=not isinstance(e, StoreError))
 
-    def _sign_on(self) -> None: self.jobs.store.sign_on(self.worker, self.jobs.kinds.known, round(self.unknown_after_s * 1_000_000))
+    def _sign_on(self) -> None:
+        is_back = self.worker not in dict(self.jobs.runners())
+        self.jobs.store.sign_on(self.worker, self.jobs.kinds.known, round(self.unknown_after_s * 1_000_000))
+        if is_back and (n := self.jobs.revive()): log.info("%d jobs go on that no runner knew", n)
 
     def _strand(self) -> None:
-        n = self.jobs.store.strand(round(self.unknown_after_s * 1_000_000), lambda kind: f"no program that runs now knows jobs of the kind {kind!r}: start one that does, then resume")
+        n = self.jobs.store.strand(round(self.unknown_after_s * 1_000_000), lambda kind: f"no program that runs now knows jobs of the kind {kind!r}: they go on when one is started that does")
         if n: log.warning("%d jobs are of kinds that no runner knows; they are interrupted", n)
 
 def _done(chore: Callable[[], object]) -> bool: # False if it has to be done again soon

@@ -16,7 +16,7 @@ from ..errors import InvalidInput, NotJSON, StoreError, StoreReadOnly, StoreUnav
 from .forms import DONE, Advance, GiveUp, Unfinished, finish, reason_of
 from .kinds import JobKind
 from .running import RunningJob
-from ..stores.job_port import Checkpoint, JobLost, Saved
+from ..stores.job_port import Checkpoint, EffectFailed, JobLost, Saved
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,18 @@ class Run:
     def to_the_end(self) -> Outcome: # Never raises for what the kind's function does
         "Work until the run ends."
         try:
-            with self.job.stack: return self._slices()
+            try:
+                with self.job.stack: return self._slices()
+            except (JobLost, StoreError): raise
+            except BaseException as e: return self._not_written(e.__cause__ or e if isinstance(e, EffectFailed) else e)
         except JobLost: return Outcome.LOST
         except StoreError as e: log.warning("job %s is left to others: %s", self.job.job_id[:8], e, extra=self.extra)
         except Exception: log.exception("a run of job %s ended", self.job.job_id[:8], extra=self.extra)
         return Outcome.LOST
+
+    def _not_written(self, error: BaseException) -> Outcome: # Of an effect, or of a checkpoint that no database takes
+        self.job.discard()
+        return self._failed(self.job.cursor, error)
 
     def _slices(self) -> Outcome:
         job, claimed = self.job, self.job.claim.job
@@ -96,15 +103,15 @@ class Run:
             if self.job.time_left() <= 0: return cursor, False
 
     def _step(self, advance: Advance, cursor: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline, before = time.monotonic() + PATIENCE_S, self.job.noted()
         while True:
             try: following = finish(self.job, advance(self.job, cursor))
-            except Unfinished: return cursor
-            except StoreUnavailable as e:
-                if self.job.stopping: return cursor
-                if time.monotonic() > deadline: raise StepFailed(cursor) from e
+            except BaseException as e:   # in a runner's thread whatever is raised is the kind's
+                self.job.take_back(before)
+                is_away = isinstance(e, StoreUnavailable)
+                if isinstance(e, Unfinished) or is_away and self.job.stopping: return cursor
+                if not is_away or time.monotonic() > deadline: raise StepFailed(cursor) from e
                 time.sleep(0.2)
-            except (Exception, SystemExit) as e: raise StepFailed(cursor) from e
             else:
                 if following is None: raise StepFailed(cursor) from InvalidInput("kind", f"{self.kind.name!r} gave None: return the next cursor, or DONE")
                 return following
@@ -128,7 +135,7 @@ class Run:
         return Outcome.FAILED
 
     def _save(self, cursor: Any, checkpoint: Checkpoint|None = None) -> Saved:
-        "Write a checkpoint, and while the store is away try again: what was done is here, and nowhere else. Raises `JobLost`."
+        "Write a checkpoint, and while the store is away try again: what was done is here, and nowhere else. Raises `JobLost`, `EffectFailed`."
         checkpoint, pause_s, tries = checkpoint or self.job.checkpoint(cursor), 0.1, 0
         while True:
             try: saved = self.job.store.save(self.job.claim, checkpoint, self.lease_us)

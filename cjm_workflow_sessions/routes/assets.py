@@ -22,7 +22,8 @@ TYPES = { # What may be asked for
     "manager.css": "text/css",
     "manager.js": "text/javascript",
     "jobs.css": "text/css",
-    "jobs.js": "text/javascript"}
+    "jobs.js": "text/javascript",
+    "warm.css": "text/css"}
 HTMX = "https://cdn.jsdelivr.net/npm/htmx.org@2.0.7/dist/htmx.min.js" # Without a build only
 
 def asset_file(
@@ -63,6 +64,6 @@ def asset_tags(
     return (
         *meta,
         *get_daisyui_headers(),
-        *(Link(rel="stylesheet", href=own(name)) for name in ("manager.css", "jobs.css")),
+        *(Link(rel="stylesheet", href=own(name)) for name in ("manager.css", "jobs.css", "warm.css")),
         Script(src=HTMX, defer=True),
         *(Script(src=own(name), defer=True) for name in ("manager.js", "jobs.js")))

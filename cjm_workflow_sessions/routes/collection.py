@@ -27,7 +27,9 @@ from ..services.changes import Mark
 from ..services.management import SessionManagementService
 from ..utils import now_us
 
-if TYPE_CHECKING: from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+if TYPE_CHECKING:
+    from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+    from cjm_workflow_sessions.routes.session_workers import SessionWorkers
 
 # %% ../../nbs/routes/collection.ipynb #fa99a9a3
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class SessionList:
     column_specs: tuple[ColumnSpec, ...] = () # The host's columns
     get_step_title: Callable[[str], str]|None = None # As the host names a step
     session_jobs: "SessionJobs|None" = None # What a row shows of its session's jobs
+    session_workers: "SessionWorkers|None" = None # Which rows have a warm worker
 
     @cached_property
     def ids(self) -> VirtualCollectionHtmlIds: # Of the virtual collection
@@ -89,7 +92,10 @@ class SessionList:
         jobs, shown = self.session_jobs, {}
         if jobs: shown = {session_id: jobs.brief(job) for session_id, job in jobs.newest(service, window.rows).items()}
         def render_job(session_id: str) -> Any: return shown.get(session_id, "")
-        return create_session_cell_renderer(self.urls, lambda: active, self.get_step_title, html_ids=self.html_ids, render_job=render_job if shown else None)
+        warm = self.session_workers.marks(service, window.rows) if self.session_workers else {}
+        def render_worker(session_id: str) -> Any: return warm.get(session_id, "")
+        return create_session_cell_renderer(
+            self.urls, lambda: active, self.get_step_title, html_ids=self.html_ids, render_job=render_job if shown else None, render_worker=render_worker if warm else None)
 
     # -- answers -----------------------------------------------------------------------------------------------------
     def render(self,

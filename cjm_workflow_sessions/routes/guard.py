@@ -184,7 +184,9 @@ STATUS: tuple[tuple[type[SessionError], int], ...] = (
 def status_of(
     error: SessionError, # Raised by whatever was called
 ) -> int: # HTTP status
-    "Choose the status of an error."
+    "Choose the status of an error; those of warm workers bring their own."
+    own = getattr(error, "status", None)
+    if isinstance(own, int): return own
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
 
 def owner_of(

@@ -28,6 +28,8 @@ from ..services.management import COLUMNS, SessionManagementService
 if TYPE_CHECKING:
     from cjm_workflow_sessions.jobs.service import Jobs
     from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+    from cjm_workflow_sessions.routes.session_workers import SessionWorkers
+    from cjm_workflow_sessions.warm.calling import WarmClient
 
 # %% ../../nbs/routes/init.ipynb #a3e14c49
 DEFAULT_PREFIX = "/manage/sessions"
@@ -77,6 +79,7 @@ def init_session_manager_routers(
     jobs: "Jobs|None" = None, # Whose jobs rows and details show, those of the service's flow; None: the manager shows none
     job_noun: str = "item", # Of one item of a job, singular
     get_job_title: Callable[[Job], str]|None = None, # Name of a job for people; None: its kind
+    warm: "WarmClient|None" = None, # Whose workers rows and details show, `warm.client(store)`; None: the manager shows none
 ) -> SessionManagementResult: # Register each router with `.to_app(app)`; give `hdrs` to the app
     "Make a session manager. Raises `InvalidInput`."
     prefix, urls = check_prefix(prefix), SessionManagementUrls()
@@ -86,7 +89,8 @@ def init_session_manager_routers(
     guard = Guard(service, urls, ids, get_owner, tuple(trusted_origins), asset_tags(urls.assets))
     session_jobs = None if jobs is None else _session_jobs(
         jobs, f"{prefix}/jobs", job_noun, flow_id=service.flow_id, get_owner=get_owner, trusted_origins=trusted_origins, get_title=get_job_title)
-    listed = SessionList(urls, ids, specs, get_step_title, session_jobs)
+    session_workers = None if warm is None else _session_workers(warm, f"{prefix}/workers", get_owner=get_owner, trusted_origins=trusted_origins)
+    listed = SessionList(urls, ids, specs, get_step_title, session_jobs, session_workers)
 
     def visit_of(request: Request|None) -> Visit: # The one under way, or one that asks for the default view
         if request is None: return Visit(request, {}, {}, guard.scoped(None))
@@ -119,20 +123,25 @@ def init_session_manager_routers(
 
     router, routes = init_session_router(
         service, prefix, urls, workflow_url, refresh_items, refresh_items, render_page, render_list,
-        guard=guard, page_title=page_title, get_step_title=get_step_title, column_specs=list(specs), session_jobs=session_jobs)
+        guard=guard, page_title=page_title, get_step_title=get_step_title, column_specs=list(specs), session_jobs=session_jobs, session_workers=session_workers)
     routes["events"] = router(urls.events, methods=["GET"], name=f"{ids.prefix}_events")(events_handler(guard))
     moves = FormRouter(prefix=urls.collection)
     for name, action in collection_actions(guard, listed).items():
         register = moves(f"/{name}", methods=["POST"], name=f"{ids.prefix}_vc_{name}")
         routes[f"vc_{name}"] = register(guard.handler(action))
     return SessionManagementResult(
-        [router, moves, *([session_jobs.router] if session_jobs else [])], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
+        [router, moves, *(shown.router for shown in (session_jobs, session_workers) if shown)], urls, routes, render_page, render_list, refresh_items, resume_session, guard.hdrs)
 
 # A host without jobs does not load them
 def _session_jobs(jobs: "Jobs", prefix: str, noun: str, **options: Any) -> "SessionJobs":
     from cjm_workflow_sessions.routes.jobs import init_job_router
     from cjm_workflow_sessions.routes.session_jobs import SessionJobs
     return SessionJobs(init_job_router(jobs, prefix, noun, **options))
+
+# Nor one without warm workers those
+def _session_workers(warm: "WarmClient", prefix: str, **options: Any) -> "SessionWorkers":
+    from cjm_workflow_sessions.routes.session_workers import init_session_workers
+    return init_session_workers(warm, prefix, **options)
 
 # The message for a page that a delete without script leads to
 def _deleted(visit: Visit, urls: SessionManagementUrls) -> Any:

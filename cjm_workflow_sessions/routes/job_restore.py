@@ -22,7 +22,8 @@ from ..components.job_view import render_another, render_commit, render_missing,
 from ..errors import JobNotFound
 from ..jobs.service import Jobs
 from ..models import Job
-from .job_router import JobRouter, back_path
+from .api import back_path
+from .job_router import JobRouter
 
 log = logging.getLogger(__name__)
 

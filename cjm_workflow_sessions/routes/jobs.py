@@ -17,10 +17,11 @@ from ..errors import InvalidInput
 from ..jobs.record import record
 from ..jobs.service import Jobs
 from ..models import Job
+from .api import answer_json, back_path
 from .assets import serve_asset
 from .guard import NO_STORE, check_callbacks
 from .job_events import asked_ids, job_events_handler
-from .job_router import JobRouter, JobVisit, answer_json, back_path
+from .job_router import JobRouter, JobVisit
 
 # %% ../../nbs/routes/jobs.ipynb #a1ac416e
 LIST_LIMIT = 200 # Jobs of one answer
@@ -38,8 +39,10 @@ def job_actions(
         "Start a job."
         key = visit.body.get("client_key")
         parameters = _parameters(visit, router.check_parameters)
-        session_id = router.get_session(visit.request) if router.get_session else None
-        job = visit.jobs.start(router.kind or "", parameters, flow_id=router.flow_id, session_id=session_id, client_key=key or None)
+        job = visit.jobs.started(router.kind or "", key) if key else None
+        if job is None:   # `get_session` may make one
+            session_id = router.get_session(visit.request) if router.get_session else None
+            job = visit.jobs.start(router.kind or "", parameters, flow_id=router.flow_id, session_id=session_id, client_key=key or None)
         if visit.by_form: return RedirectResponse(back_path(visit.data.get("back"), job=job.job_id), 303)
         return said(visit, job)
 

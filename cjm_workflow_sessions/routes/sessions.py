@@ -25,7 +25,9 @@ from .assets import asset_tags, serve_asset
 from .guard import FormRouter, Guard, NO_STORE, Visit, render_message, set_active_session
 from ..services.management import SessionManagementService
 
-if TYPE_CHECKING: from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+if TYPE_CHECKING:
+    from cjm_workflow_sessions.routes.session_jobs import SessionJobs
+    from cjm_workflow_sessions.routes.session_workers import SessionWorkers
 
 # %% ../../nbs/routes/sessions.ipynb #6fdfa5dc
 def quoted(
@@ -65,6 +67,7 @@ def session_actions(
     get_step_title: Callable[[str], str]|None, # As the host names a step
     column_specs: list[ColumnSpec], # The host's columns
     session_jobs: "SessionJobs|None" = None, # What the page of a session shows of its jobs
+    session_workers: "SessionWorkers|None" = None, # The same of its warm workers
 ) -> dict[str, tuple[str, Callable[[Visit], Any]]]: # Name → (method, action)
     "Make the actions of one manager."
     urls, ids = guard.urls, guard.html_ids
@@ -87,13 +90,16 @@ def session_actions(
         row = visit.service.require_session(visit.session_id())
         try: state = visit.service.get_state(row.summary.session_id)
         except CorruptState as e: state, row = None, replace(row, problem=str(e))
+        url, extra = detail_url(urls, row.summary.session_id), []
+        if session_jobs: extra.append(session_jobs.section(visit.service, row.summary.session_id, url))
+        if session_workers: extra.append(session_workers.section(visit.service, row.summary.session_id, url, visit.data.get("worker")))
         main = render_session_detail(
             row, state, urls,
             active=visit.active == row.summary.session_id,
             get_step_title=get_step_title,
             column_specs=column_specs,
             html_ids=ids,
-            extra=(session_jobs.section(visit.service, row.summary.session_id, detail_url(urls, row.summary.session_id)),) if session_jobs else ())
+            extra=tuple(extra))
         return guard.page(visit.request, f"{shown_label(row.resolved_label)} – {page_title}", main)
 
     def trash(visit: Visit) -> FtResponse:
@@ -181,6 +187,7 @@ def init_session_router(
     get_step_title: Callable[[str], str]|None = None, # As the host names a step
     column_specs: list[ColumnSpec]|None = None, # The host's columns
     session_jobs: "SessionJobs|None" = None, # What the page of a session shows of its jobs
+    session_workers: "SessionWorkers|None" = None, # The same of its warm workers
 ) -> tuple[APIRouter, dict[str, Callable]]: # Router, handlers by function name
     "Make the routes of sessions."
     fill_urls(urls, prefix)
@@ -195,7 +202,8 @@ def init_session_router(
         refresh_items_oob=refresh_items_oob,
         get_step_title=get_step_title,
         column_specs=column_specs or [],
-        session_jobs=session_jobs)
+        session_jobs=session_jobs,
+        session_workers=session_workers)
     routes = {}
     for name, (method, action) in actions.items():
         path = prefix if name == "management_page" else f"{prefix}/{name}"

@@ -24,7 +24,7 @@ class Look:
     trash: Rows # Trashed last, at most `DEPTH`
     counts: dict[str, int] # Owner → live sessions
     jobs: tuple[tuple[str, str], ...] = () # (session, owner) of those started since the look before, at most `DEPTH`
-    newest: tuple[int, str] = (0, "") # Number and id of the newest job of any flow
+    newest: int = 0 # Number of the newest job of any flow
 
 DEPTH = 100 # Sessions compared in either list
 AHEAD_US = 5_000_000 # A session with a time further ahead was imported from elsewhere; were it in the list, it would stay there and hide the others
@@ -37,7 +37,7 @@ _LOOK = " UNION ALL ".join((
     "SELECT 'count', 0, n, '', owner FROM wfs_tally WHERE flow_id = ?",
     f"""SELECT 'job', id, 0, session_id, owner FROM (SELECT id, session_id, owner FROM wfs_job
         WHERE id > ? AND flow_id = ? AND session_id IS NOT NULL ORDER BY id LIMIT {DEPTH}) AS j""",
-    "SELECT 'newest', id, 0, job_id, '' FROM (SELECT id, job_id FROM wfs_job ORDER BY id DESC LIMIT 1) AS n"))
+    "SELECT 'newest', coalesce(max(id), 0), 0, '', '' FROM wfs_job"))
 
 def look_at(
     rows: Callable[[str, tuple], list[tuple]], # Runs a statement
@@ -46,11 +46,11 @@ def look_at(
 ) -> Look:
     "Read what a flow looks like now. Raises `StoreError`."
     limit, found = now_us() + AHEAD_US, Look({}, {}, {})
-    jobs, newest, seen = list[tuple[str, str]](), found.newest, before.newest[0] if before else 2**62
+    jobs, newest, seen = list[tuple[str, str]](), found.newest, before.newest if before else 2**62
     for which, row_id, number, text, owner in rows(_LOOK, (flow_id, limit, flow_id, limit, flow_id, seen, flow_id)):
         if which == "count": found.counts[owner] = number
         elif which == "job": jobs.append((text, owner))
-        elif which == "newest": newest = (row_id, text)
+        elif which == "newest": newest = row_id
         else: (found.live if which == "live" else found.trash)[row_id] = (number, text, owner)
     return replace(found, jobs=tuple(jobs), newest=newest)
 
@@ -60,7 +60,7 @@ def compare(
     after: Look, # A later one
 ) -> list[Changed]: # Nothing where both are the same
     "Say what was changed between two looks."
-    if _outrun(before.live, after.live) or _outrun(before.trash, after.trash) or _lost_count(before, after): return [Changed(flow_id)]
+    if _outrun(before.live, after.live) or _outrun(before.trash, after.trash) or len(after.jobs) == DEPTH: return [Changed(flow_id)]
     written = [Changed(flow_id, session_id, owner, at) for at, session_id, owner in _come(before.live, after.live)]
     lost = [Changed(flow_id, session_id, owner) for rows in (_come(before.trash, after.trash), _come(after.trash, before.trash),
             _come(after.live, before.live)) for _, session_id, owner in rows]
@@ -77,9 +77,6 @@ def _come(before: Rows, after: Rows) -> list[tuple[int, str, str]]: # In `after`
 
 def _end(rows: Rows) -> int: # A row with no later time may have been there all along, below the last that was read
     return min(at for at, _, _ in rows.values()) if len(rows) == DEPTH else -1
-
-def _lost_count(before: Look, after: Look) -> bool: # SQLite gives the number of the newest job again if that is deleted
-    return len(after.jobs) == DEPTH or after.newest[0] <= before.newest[0] and after.newest != before.newest
 
 def _outrun(before: Rows, after: Rows) -> bool: # Where there was nothing before, the counts say whose all of it is
     return bool(before) and len(_come(before, after)) == DEPTH

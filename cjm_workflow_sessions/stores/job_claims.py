@@ -9,11 +9,12 @@ __all__ = ['log', 'HELD', 'OF_JOB', 'ONE_LESS', 'JobClaims']
 import json
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..errors import StoreUnavailable
+from ..errors import InvalidInput, StoreUnavailable
 from ..models import Job, JobFailure, JobPhase
-from .job_port import Allowance, Announce, Checkpoint, Claim, JobLost, Once, Saved
+from .job_port import Allowance, Announce, Checkpoint, Claim, EffectFailed, GiveUp, JobLost, Once, Saved
 from .job_rows import PREFIX, JobRows, read_job, select_jobs
 from .schema import marks
 from .sql import Run
@@ -74,7 +75,7 @@ class JobClaims(JobRows):
         checkpoint: Checkpoint, # What was done
         lease_us: int, # For how long from now, where it goes on
     ) -> Saved: # What came of it
-        "Write a checkpoint in one commit. Raises `JobLost`, `StoreError`."
+        "Write a checkpoint in one commit. Raises `JobLost`, `EffectFailed`, `StoreError`."
         done, phase = checkpoint, claim.job.phase
         with self.store.brief() as run:
             cancelling = self._move_on(run, claim, done, lease_us)
@@ -113,7 +114,7 @@ class JobClaims(JobRows):
         return [f for n, f in found.items() if n not in before]
 
     def _happen(self, run: Run, claim: Claim, once: Once) -> JobFailure|None: # What it counts as if it fails
-        "Run an effect if its key is new. Raises `StoreUnavailable`, for which no item can be blamed."
+        "Run an effect if its key is new. Raises `EffectFailed`, and `StoreUnavailable`, for which nobody can be blamed."
         key = (claim.row_id, once.digest)
         record = "INSERT INTO wfs_job_once(id, digest) VALUES(?,?) ON CONFLICT(id, digest) DO NOTHING RETURNING 1"
         if once.effect is None:
@@ -122,11 +123,15 @@ class JobClaims(JobRows):
         run("SAVEPOINT wfs_effect")
         try:
             if run(record, key): once.effect()
-        except StoreUnavailable: raise
-        except Exception as e:
+        except StoreUnavailable as e:
+            # The write lock is ours meanwhile, so who waits for it has opened the file a second time.
+            if self.store.dialect.name != "sqlite" or "lock" not in e.reason: raise
+            raise EffectFailed from InvalidInput("once", f"{claim.job.kind!r} writes to the file of the jobs through another store: use the one that the jobs were made with")
+        except (Exception, SystemExit) as e:
+            if once.failure is None or isinstance(e, GiveUp): raise EffectFailed from e
             run("ROLLBACK TO SAVEPOINT wfs_effect")
             log.warning("an effect of job %s failed: %s", claim.job.job_id[:8], type(e).__name__, extra={"job": claim.job.job_id[:8]})
-            return JobFailure(once.failure.number, once.failure.item, say_error(e), once.failure.phase)
+            return replace(once.failure, reason=say_error(e))
         run("RELEASE SAVEPOINT wfs_effect")
         return None
 
@@ -226,18 +231,35 @@ class JobClaims(JobRows):
         found = self.store.rows(f"SELECT worker, kinds FROM wfs_job_runner WHERE alive_until >= {self.now_sql} ORDER BY worker")
         return [(worker, json.loads(kinds)) for worker, kinds in found]
 
+    def follow_clock(self,
+        lease_us: int, # In which a runner that lives renews its own
+    ) -> int: # How many
+        "Let nobody wait for a clock that was set back. Delayed jobs keep their time."
+        now = self.now_sql
+        return len(self.store.rows(f"""UPDATE wfs_job SET due_at = CASE WHEN worker IS NULL THEN {now} ELSE {now} + ? END, updated_at = {now}
+            WHERE due_at > {now} AND updated_at > {now} + 1000000 AND (worker IS NOT NULL OR due_at <= updated_at) RETURNING 1""", (lease_us,)))
+
     def strand(self,
         behind_us: int, # Due for so long
         message: Callable[[str], str], # Kind → words for a person
     ) -> int: # How many
         "Put to rest what no runner knows."
-        late, known = f"due_at <= {self.now_sql} - ?", {kind for _, kinds in self.runners() for kind in kinds}
-        waiting = {kind for (kind,) in self.store.rows(f"SELECT DISTINCT kind FROM wfs_job WHERE {late}", (behind_us,))}
+        # What a runner has just handed over is due since ever.
+        late, known = f"due_at <= {self.now_sql} - ? AND updated_at <= {self.now_sql} - ?", {kind for _, kinds in self.runners() for kind in kinds}
+        waiting = {kind for (kind,) in self.store.rows(f"SELECT DISTINCT kind FROM wfs_job WHERE {late}", (behind_us, behind_us))}
         n = 0
         for kind in sorted(waiting - known):
-            n += len(self.store.rows(f"UPDATE wfs_job SET {_rest('interrupted', self.now_sql)}, message = ?, updated_at = {self.now_sql}, revision = revision + 1 "
-                                     f"WHERE kind = ? AND {late} RETURNING 1", (showable(message(kind)), kind, behind_us)))
+            for status, cancelling, words in (("interrupted", 0, showable(message(kind))), ("cancelled", 1, "")):
+                n += len(self.store.rows(f"UPDATE wfs_job SET {_rest(status, self.now_sql)}, message = ?, updated_at = {self.now_sql}, revision = revision + 1 "
+                                         f"WHERE kind = ? AND cancelling = ? AND {late} RETURNING 1", (words, kind, cancelling, behind_us, behind_us)))
         return n
+
+    def stranded(self,
+        kinds: Collection[str], # That can be run now
+    ) -> list[str]: # Their ids
+        "Read what was put to rest so: nothing else rests as interrupted."
+        found = self.store.rows(f"SELECT job_id FROM wfs_job WHERE status = 'interrupted' AND due_at IS NULL AND kind IN ({marks(len(kinds))}) ORDER BY id", tuple(kinds)) if kinds else []
+        return [job_id for (job_id,) in found]
 
 def _rest(status: str, now: str) -> str: # The new epoch keeps a renewal that is on its way from reviving it
     retry = ", retrying = 0" if status in ("completed", "committed") else ""

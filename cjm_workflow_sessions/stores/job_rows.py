@@ -115,6 +115,13 @@ class JobRows:
             if made: announce(run, job)
         return job, bool(made)
 
+    def started(self,
+        client: str, # Digest of what makes a repeated start the same job
+    ) -> Job|None: # None if there is none
+        "Read the job of an earlier start."
+        found = self.store.rows(f"{select_jobs(self.now_sql)} WHERE j.client = ?", (client,))
+        return read_job(found[0]) if found else None
+
     def read(self,
         job_ids: Sequence[str], # At most a page of them
         *,
@@ -220,7 +227,7 @@ class JobRows:
         *,
         owner: str|None = None, # None: of any owner
         dry_run: bool = False, # Only say which
-        limit: int = 1000, # Jobs at most: how long others wait
+        limit: int, # Jobs at most: how long others wait
     ) -> list[str]: # Their ids
         "Delete jobs that are kept no longer; never one that is pinned or does not rest."
         if not keep_us: return []
