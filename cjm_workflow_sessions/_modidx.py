@@ -837,6 +837,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'cjm_workflow_sessions/demo/work.py'),
                                                  'cjm_workflow_sessions.demo.work.Ingester._end': ( 'demo/work.html#ingester._end',
                                                                                                     'cjm_workflow_sessions/demo/work.py'),
+                                                 'cjm_workflow_sessions.demo.work.Ingester._keep': ( 'demo/work.html#ingester._keep',
+                                                                                                     'cjm_workflow_sessions/demo/work.py'),
                                                  'cjm_workflow_sessions.demo.work.Ingester._sessions': ( 'demo/work.html#ingester._sessions',
                                                                                                          'cjm_workflow_sessions/demo/work.py'),
                                                  'cjm_workflow_sessions.demo.work.Ingester.commit': ( 'demo/work.html#ingester.commit',

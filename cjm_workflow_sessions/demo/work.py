@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import GiveUp, Jobs, SessionManagementService
+from .. import GiveUp, Jobs, SessionManagementService, SessionNotFound
 from . import catalogue
 from .flow import KIND, Ingest, row_key, total_size
 from .ingest import kind_of, read_file, scan
@@ -45,13 +45,12 @@ class Ingester:
         job: Any, # A `RunningJob`
         name: str, # Path within the folder
     ) -> None:
-        "Learn about a file. Raises `InvalidInput` if it cannot be read, `GiveUp` if there is no session any more."
+        "Learn about a file. Raises `InvalidInput` if it cannot be read."
         sessions, options, number = self._sessions(job), Options.of(job.parameters), job.number
-        if not sessions.session_exists(job.session_id): raise GiveUp("The session of this job was deleted: restore it, then resume.")
         time.sleep(options.pace_ms / 1000)
         if number + 1 == job.total: job.once("step", partial(sessions.set_current_step, job.session_id, "review"))
         row = read_file(options.directory, name, want_size=options.extract_metadata, want_keywords=options.extract_keywords)
-        job.once(row_key(number), partial(sessions.update_state, job.session_id, {row_key(number): row | {"number": number}}))
+        job.once(row_key(number), partial(self._keep, sessions, job.session_id, {row_key(number): row | {"number": number}}))
         job.count(**{f"{kind_of(row)}_files": 1}, metadata_extracted=int(row["width"] is not None), keywords_added=len(row["keywords"]))
         if options.enable_nsfw_detection and kind_of(row) == "image": job.count(nsfw_not_checked=1)
         if options.import_scores: job.count(scores_not_imported=1)
@@ -77,6 +76,11 @@ class Ingester:
             yield at + len(batch)
         counts = {name: job.stats.get(name, 0) for name in catalogue.CHANGES}
         job.once("result", partial(self._end, sessions, job.session_id, counts | {"files": len(rows), "bytes": total_size(rows)}))
+
+    @staticmethod
+    def _keep(sessions: SessionManagementService, session_id: str, found: dict[str, Any]) -> None:
+        try: sessions.update_state(session_id, found)
+        except SessionNotFound: raise GiveUp("The session of this job was deleted: restore it, then resume.") from None
 
     @staticmethod
     def _end(sessions: SessionManagementService, session_id: str, result: dict[str, int]) -> None:

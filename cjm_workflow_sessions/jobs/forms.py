@@ -10,7 +10,7 @@ __all__ = ['log', 'DONE', 'LEAVE_S', 'CHUNK', 'OF_ITEMS', 'Unfinished', 'finish'
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
