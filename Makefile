@@ -28,8 +28,9 @@ test: setup assets ## The notebooks and the tests
 	.venv/bin/nbdev-test
 	$(PYTHON) -m pytest -n 2 --dist worksteal
 
-trials: setup assets ## The tests of crashes, twenty kills each, and an outage of 40 seconds
-	JOB_KILLS=20 OUTAGE_S=40 $(PYTHON) -m pytest tests/test_jobs_crash.py tests/test_job_servers.py tests/test_jobs_procrastinate.py
+trials: setup assets ## The long versions of the tests of crashes: twenty kills and more, an outage of 40 seconds, 100,000 sessions
+	JOB_KILLS=20 OUTAGE_S=40 STORE_KILLS=30 MIGRATE_SESSIONS=100000 $(PYTHON) -m pytest \
+	    tests/test_jobs_crash.py tests/test_job_servers.py tests/test_jobs_procrastinate.py tests/test_store_races.py tests/test_migrate.py
 
 demo: setup assets ## The ingest workflow on real files; HOST, PORT and DATA from the environment
 	.venv/bin/cjm-workflow-sessions demo $(ARGS)

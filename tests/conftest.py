@@ -46,7 +46,13 @@ def postgres():
     cluster.close()
 
 
+SLOW = {f"test_{name}" for name in (
+    "gate imports store_races jobs_crash job_servers jobs_procrastinate job_hub job_news migrate migrate_jobs two_machines million search operations demo changes cli postgres "
+    "warm warm_local warm_faults warm_registry").split()} # They start, kill or fill something, or look at files alone
+
+
 def pytest_collection_modifyitems(items):
-    "Mark what needs a browser, so that `-m 'not browser'` leaves it out."
+    "Mark what needs a browser and what takes long, so that `-m 'not browser and not slow'` leaves it out."
     for item in items:
         if {"browser", "visitor"} & set(item.fixturenames): item.add_marker(pytest.mark.browser)
+        if item.module.__name__ in SLOW: item.add_marker(pytest.mark.slow)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cjm_workflow_sessions import open_store, warm
+from changes_support import run
 from support import Server
 from warm_apps import Counter
 
@@ -347,7 +348,7 @@ def test_a12_coroutines_of_one_session_run_in_order(place, gathered):
         await watching
         return [r["output"]["id"] for r in results], results[-1]["output"]["order"], worst
 
-    ids, order, worst = asyncio.run(session_workflow())
+    ids, order, worst = run(session_workflow())
     assert ids == order == list(range(10))
     assert worst < 0.045   # shorter than one call that sleeps
 
@@ -362,7 +363,7 @@ def test_a12_what_takes_long_to_send_is_not_overtaken(place):
             inputs = [{"id": i, "pad": [] if i % 3 else BIG} for i in range(9)]
             calls = [session.call("process", given) if given["id"] % 2 else client.run({"app": "counter", "function": "process", "input": given, "session": session.id}) for given in inputs]
             return (await asyncio.gather(*calls))[-1]["output"]["order"]
-    assert asyncio.run(gathered()) == list(range(9))
+    assert run(gathered()) == list(range(9))
 
 
 def test_a12_both_ways_of_entering_a_session(place):
@@ -373,7 +374,7 @@ def test_a12_both_ways_of_entering_a_session(place):
             second = [(await two.run({"sleep": 0.01}))["output"]["calls"] for _ in range(2)]
             parts = [p["output"] async for p in await two.call("parts", {"number": 3}, stream=True)]
         return first, second, parts, [s["state"] for s in await client.sessions.list()]
-    assert asyncio.run(both()) == (1, [1, 2], [0, 1, 2, [0, 1, 2]], ["ended", "ended"])
+    assert run(both()) == (1, [1, 2], [0, 1, 2, [0, 1, 2]], ["ended", "ended"])
 
 
 # -- A13: what programs of the remote service do -----------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_a_host_killed_while_it_starts_a_worker(bench):
     bench.start()
     host, outcome = bench.host_pid, queue.Queue()
     def start():
-        try: bench.start("stuck")
+        try: bench.start("stuck-in-setup")
         except WorkerStartError as e: outcome.put(e)
     thread = threading.Thread(target=start)
     thread.start()

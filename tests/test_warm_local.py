@@ -299,7 +299,7 @@ def test_what_a_worker_has_started_goes_with_it(bench, is_detached, end):
 
 # -- what cannot be started ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("app, reason", [("stuck", "it took longer than 0.5 s"), ("dies-in-setup", "exited with 7")])
+@pytest.mark.parametrize("app, reason", [("stuck-in-setup", "it took longer than 0.5 s"), ("dies-in-setup", "exited with 7")])
 def test_a_start_that_fails_leaves_no_process(bench, app, reason):
     before = len(bench.processes()) if bench.start() else 0
     with pytest.raises(WorkerStartError, match=reason) as found: bench.start(app)
@@ -333,8 +333,8 @@ def dial_as_stranger(path):
 
 
 def call_as_stranger(path, key):
-    wire = dial(path, key)
     try:
+        wire = dial(path, key)   # the other side may have hung up by then
         wire.send(request(CALL, os.urandom(16), "run", b"\x80\x05N."))
         wire.receive()
     except (EOFError, OSError): return "refused"
@@ -358,8 +358,8 @@ def test_nobody_else_gets_in(bench, tmp_path):
     folder = Path(bench.engine.place.path)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in (bench.engine.place.host_socket, bench.engine.place.files(row.id)[0]):
-        wire = dial(path, b"not the key")
         with pytest.raises((EOFError, OSError)):
+            wire = dial(path, b"not the key")
             wire.send(request(CALL, os.urandom(16), "run", b"\x80\x05N."))
             wire.receive()
         if os.geteuid() == 0: assert unprivileged(dial_as_stranger, path) == "refused"

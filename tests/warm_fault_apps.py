@@ -63,7 +63,7 @@ app("traced", timeout=60)(Traced)
 class Spawned(Traced): ...
 
 
-@app("stuck", start_deadline=0.5)
+@app("stuck-in-setup", start_deadline=0.5)
 class Stuck:
     def setup(self): time.sleep(60)
     def run(self, input): ...
