@@ -26,7 +26,7 @@ postgres:
 
 test: setup assets ## The notebooks and the tests
 	.venv/bin/nbdev-test
-	$(PYTHON) -m pytest -n 3 --dist worksteal
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 trials: setup assets ## The long versions of the tests of crashes: twenty kills and more, an outage of 40 seconds, 100,000 sessions
 	JOB_KILLS=20 OUTAGE_S=40 STORE_KILLS=30 MIGRATE_SESSIONS=100000 $(PYTHON) -m pytest \
