@@ -1,11 +1,10 @@
 """What many tests share: a browser, and a PostgreSQL server."""
 
-import os
 import re
 
 import pytest
 
-from postgres_support import Cluster, find_programs
+from postgres_support import throwaway
 from support import chromium, watch
 
 ELSEWHERE = re.compile(r"^(?!http://127\.0\.0\.1:|data:|blob:)") # Every address but those of servers of this machine
@@ -37,13 +36,7 @@ def visitor(browser):
 @pytest.fixture(scope="session")
 def postgres():
     "A PostgreSQL server of our own."
-    programs = find_programs()
-    if programs is None:
-        assert os.environ.get("CI") != "true", "no PostgreSQL on this machine: run `make postgres`"
-        pytest.skip("no PostgreSQL on this machine: `make postgres` installs it")
-    cluster = Cluster(programs)
-    yield cluster
-    cluster.close()
+    with throwaway() as cluster: yield cluster
 
 
 SLOW = {f"test_{name}" for name in (

@@ -1,5 +1,6 @@
 """A PostgreSQL server of our own for the tests: made in a temporary folder, on a free loopback port, ended with them."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -11,8 +12,21 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import psycopg
+import pytest
 
 from support import free_port
+
+
+@contextlib.contextmanager
+def throwaway():
+    "A server for some tests. Without PostgreSQL they are skipped, and under CI they fail."
+    programs = find_programs()
+    if programs is None:
+        assert os.environ.get("CI") != "true", "no PostgreSQL on this machine: run `make postgres`"
+        pytest.skip("no PostgreSQL on this machine: `make postgres` installs it")
+    cluster = Cluster(programs)
+    try: yield cluster
+    finally: cluster.close()
 
 
 def find_programs():

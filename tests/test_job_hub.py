@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import threading
 import time
 
@@ -15,7 +14,7 @@ from cjm_workflow_sessions.routes.jobs import init_job_router
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
 from changes_support import run
 from job_support import API, JobStream, ask, jobs_served_here
-from postgres_support import Cluster, find_programs
+from postgres_support import throwaway
 from service_support import statements   # noqa: F401
 
 WATCHERS = 200
@@ -25,13 +24,7 @@ CALM_S = 4
 @pytest.fixture(scope="module")
 def server():
     "A PostgreSQL server that these tests may stop, and whose statements are all theirs."
-    programs = find_programs()
-    if programs is None:
-        assert os.environ.get("CI") != "true", "no PostgreSQL on this machine: run `make postgres`"
-        pytest.skip("no PostgreSQL on this machine: `make postgres` installs it")
-    cluster = Cluster(programs)
-    yield cluster
-    cluster.close()
+    with throwaway() as cluster: yield cluster
 
 
 @pytest.fixture

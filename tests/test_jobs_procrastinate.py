@@ -20,7 +20,7 @@ from cjm_workflow_sessions.jobs.service import Jobs
 from cjm_workflow_sessions.stores.job_queue import JobQueue
 from cjm_workflow_sessions.stores.postgres import PostgresSessionStore
 from cjm_workflow_sessions.stores.queue_schema import prepare_queue, queue_changes, queue_functions
-from postgres_support import Cluster, find_programs
+from postgres_support import throwaway
 from queue_app import LEASE_S, PATIENCE_S, kinds
 from store_support import in_threads
 from support import Server
@@ -34,13 +34,7 @@ COMMAND = [sys.executable, "-c", "import sys; from cjm_workflow_sessions.cli imp
 @pytest.fixture(scope="module")
 def server():
     "A PostgreSQL server that these tests may stop."
-    programs = find_programs()
-    if programs is None:
-        assert os.environ.get("CI") != "true", "no PostgreSQL on this machine: run `make postgres`"
-        pytest.skip("no PostgreSQL on this machine: `make postgres` installs it")
-    cluster = Cluster(programs)
-    yield cluster
-    cluster.close()
+    with throwaway() as cluster: yield cluster
 
 
 class Farm:

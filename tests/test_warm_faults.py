@@ -14,7 +14,7 @@ import pytest
 from cjm_workflow_sessions.errors import StoreError
 from cjm_workflow_sessions.warm.engine import ConnectionLost
 from cjm_workflow_sessions.warm.errors import WorkerStartError
-from postgres_support import Cluster, find_programs
+from postgres_support import throwaway
 from warm_support import MARK, Bench, lines, until
 
 
@@ -260,13 +260,7 @@ def test_a_locked_store_delays_no_call_and_loses_no_end(bench, path):
 
 @pytest.fixture(scope="module")
 def cluster():
-    programs = find_programs()
-    if programs is None:
-        assert os.environ.get("CI") != "true", "no PostgreSQL on this machine: run `make postgres`"
-        pytest.skip("no PostgreSQL on this machine")
-    cluster = Cluster(programs)
-    yield cluster
-    cluster.close()
+    with throwaway() as cluster: yield cluster
 
 
 @pytest.fixture
